@@ -1,0 +1,136 @@
+"""The doors' side of configuration: Hydra composes YAML, our dataclasses check it, mistakes become one clear line.
+
+Below the doors nobody sees Hydra.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import hydra
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gptstar.errors import UserError
+from gptstar.model.config import ModelConfig
+
+EXIT_BAD_INPUT = 2
+
+
+def config_directory() -> Path:
+    """The configs/ folder: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+
+
+def preset(name: str, **changes: Any) -> ModelConfig:
+    """The ModelConfig of configs/model/NAME.yaml, with some fields changed. UserError for an unknown name."""
+    path = config_directory() / "model" / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in path.parent.glob("*.yaml"))
+        raise UserError(f"model={name} is unknown: choose one of {', '.join(known)}")
+    return ModelConfig(**{**yaml.safe_load(path.read_text()), **changes})
+
+
+def run_door(name: str, schema: type, main: Callable[[Any], None]) -> None:
+    """Runs configs/NAME.yaml through Hydra, checks it against `schema`, and calls `main` with the dataclass.
+
+    A mistake of the user's ends in one line on stderr and exit code 2.
+    """
+    ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+    OmegaConf.register_new_resolver("default_run_dir", _default_run_dir, use_cache=True, replace=True)
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # lets errors reach us instead of printing them its own way
+
+    def task(config: DictConfig) -> None:
+        main(_checked(config, schema))
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=name)(task)()
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        print(f"error: {_one_line(error, schema)}", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
+
+
+def _checked(config: DictConfig, schema: type) -> Any:
+    """The dataclass, after its own checks; a resumed run's own configuration with this command line's changes."""
+    output = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        if "resume" in config and config.resume:
+            config = _resumed(config, schema)
+        if "run_dir" in config:
+            config.run_dir = os.path.relpath(output) if output.is_relative_to(Path.cwd()) else str(output)
+        missing = sorted(OmegaConf.missing_keys(config))
+        if missing:
+            raise UserError(f"{missing[0]} is not set: add {missing[0]}=... to the command line")
+        return OmegaConf.to_object(config)
+    except ValueError as error:  # of a dataclass's __post_init__
+        raise UserError(str(error)) from error
+
+
+def _resumed(config: DictConfig, schema: type) -> DictConfig:
+    """The configuration the run was started with, changed by what this command line names."""
+    from gptstar.pretrained.native import find_checkpoint, read_run_config
+
+    saved = read_run_config(find_checkpoint(config.resume).parent.parent)
+    merged = OmegaConf.merge(OmegaConf.structured(schema), saved)
+    assert isinstance(merged, DictConfig)
+    for override in HydraConfig.get().overrides.task:
+        key = override.partition("=")[0].lstrip("+").replace("/", ".")
+        if key == "experiment":
+            raise UserError(f"resume={config.resume} continues the run's own configuration: leave {override} out")
+        OmegaConf.update(merged, key, OmegaConf.select(config, key))
+    return merged
+
+
+def _default_run_dir(resume: str | None) -> str:
+    """Where a run goes that was not told: into the run it continues, or runs/ and the time."""
+    if resume and (Path(resume).expanduser() / "checkpoints").is_dir():
+        return str(Path(resume).expanduser())
+    return f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}"
+
+
+def _one_line(error: Exception, schema: type) -> str:
+    """What is wrong and how to mend it."""
+    text = str(error).strip()
+    if isinstance(error, UserError):
+        return text
+    if isinstance(error, MissingConfigException):
+        first, _, options = text.partition("\n")
+        wanted = first.removeprefix("In ").partition("Could not find ")[2].strip().strip("'")
+        group, _, choice = wanted.partition("/")
+        names = [line.strip() for line in options.splitlines() if line.startswith("\t")]
+        return f"{group}={choice} is unknown: choose one of {', '.join(names)}" if names else first
+    if isinstance(error, OverrideParseException):
+        return f"{error.override!r} is not of the form key=value: quote values with spaces or special characters"
+    full_key = next((line.split(":", 1)[1].strip() for line in text.splitlines() if "full_key:" in line), "")
+    cause = error.__cause__ or error
+    if "not in" in text and full_key:
+        known = _all_keys(schema)
+        close = difflib.get_close_matches(full_key, known, n=1, cutoff=0.5) or difflib.get_close_matches(
+            full_key.rpartition(".")[2], known, n=1, cutoff=0.5
+        )
+        hint = f"did you mean {close[0]}?" if close else "python train.py --help lists them"
+        return f"{full_key} is not a setting: {hint}"
+    reason = next(line for line in str(cause).splitlines() if line.strip())
+    return f"{full_key}: {reason}" if full_key else reason
+
+
+def _all_keys(schema: type, prefix: str = "") -> list[str]:
+    keys = []
+    hints = get_type_hints(schema)
+    for f in fields(schema):
+        keys.append(prefix + f.name)
+        if is_dataclass(hints[f.name]):
+            keys += _all_keys(hints[f.name], f"{prefix}{f.name}.")
+    return keys

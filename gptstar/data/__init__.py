@@ -1,0 +1,1 @@
+"""Corpora -> documents -> token shards -> batches, in an order that is a pure function of (seed, step)."""

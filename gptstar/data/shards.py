@@ -1,0 +1,147 @@
+"""Token shards: memory-mapped files of token numbers, with document offsets, counts and checksums.
+
+A prepared corpus is a folder:
+
+    meta.json                 what went in, and for each split its counts and shards
+    tokenizer.json
+    SPLIT-00000.bin           token numbers, little-endian uint16 or uint32, documents one after another,
+                              each closed by ONE end-of-text token
+    SPLIT-00000.offsets.npy   uint64, where each document starts in its shard
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from gptstar.errors import UserError
+
+
+@dataclass
+class Shard:
+    """One file of tokens and the checksums (sha256) of it and of its offsets."""
+
+    file: str
+    tokens: int
+    documents: int
+    sha256: str
+    offsets_sha256: str
+
+    @property
+    def offsets_file(self) -> str:
+        """The name of the file with the documents' starts."""
+        return self.file.removesuffix(".bin") + ".offsets.npy"
+
+
+@dataclass
+class Split:
+    """The shards of one split; `bytes` is the UTF-8 size of the text, end-of-text tokens not counted."""
+
+    tokens: int = 0
+    documents: int = 0
+    bytes: int = 0
+    shards: list[Shard] = field(default_factory=list)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> Split:
+        """Reads what `dataclasses.asdict` wrote."""
+        return cls(**{**values, "shards": [Shard(**shard) for shard in values["shards"]]})
+
+    def as_dict(self) -> dict:
+        """For meta.json."""
+        return asdict(self)
+
+
+class ShardWriter:
+    """Appends documents of one split to shard files of about `shard_tokens` tokens; a document is never cut."""
+
+    def __init__(self, folder: Path, name: str, vocab_size: int, eot_id: int, shard_tokens: int) -> None:
+        self.folder, self.name, self.eot_id, self.shard_tokens = folder, name, eot_id, shard_tokens
+        self.dtype = token_dtype(vocab_size)
+        self.split = Split()
+        self._pieces: list[np.ndarray] = []
+        self._offsets: list[int] = []
+        self._filled = 0
+
+    def add(self, tokens: list[int], n_byte: int) -> None:
+        """One document, without its end-of-text token, and the UTF-8 size of its text."""
+        self._offsets.append(self._filled)
+        self._pieces.append(np.array([*tokens, self.eot_id], dtype=self.dtype))
+        self._filled += len(tokens) + 1
+        self.split.bytes += n_byte
+        if self._filled >= self.shard_tokens:
+            self._flush()
+
+    def close(self) -> Split:
+        """Writes what is left and returns the finished split."""
+        if self._filled:
+            self._flush()
+        return self.split
+
+    def _flush(self) -> None:
+        shard = Shard(f"{self.name}-{len(self.split.shards):05d}.bin", self._filled, len(self._offsets), "", "")
+        np.concatenate(self._pieces).tofile(self.folder / shard.file)
+        np.save(self.folder / shard.offsets_file, np.array(self._offsets, dtype="<u8"))
+        shard.sha256 = _checksum(self.folder / shard.file)
+        shard.offsets_sha256 = _checksum(self.folder / shard.offsets_file)
+        self.split.shards.append(shard)
+        self.split.tokens += shard.tokens
+        self.split.documents += shard.documents
+        self._pieces, self._offsets, self._filled = [], [], 0
+
+
+class TokenStream:
+    """The shards of a split as one long sequence of tokens, read where it lies."""
+
+    def __init__(self, folder: Path, split: Split, vocab_size: int) -> None:
+        dtype = token_dtype(vocab_size)
+        self.split = split
+        self._maps = [np.memmap(folder / s.file, dtype=dtype, mode="r", shape=(s.tokens,)) for s in split.shards]
+        self._ends = np.cumsum([s.tokens for s in split.shards])
+
+    def __len__(self) -> int:
+        return self.split.tokens
+
+    def read(self, start: int, n_token: int) -> np.ndarray:
+        """Tokens start .. start + n_token as int64, across shard borders."""
+        if not 0 <= start <= start + n_token <= len(self):
+            raise IndexError(f"tokens {start}..{start + n_token} of {len(self)}")
+        pieces, shard = [], int(np.searchsorted(self._ends, start, side="right"))
+        while n_token:
+            offset = start - (int(self._ends[shard]) - len(self._maps[shard]))
+            piece = self._maps[shard][offset : offset + n_token]
+            pieces.append(piece)
+            start, n_token, shard = start + len(piece), n_token - len(piece), shard + 1
+        return np.concatenate(pieces).astype(np.int64) if pieces else np.empty(0, np.int64)
+
+
+def token_dtype(vocab_size: int) -> str:
+    """The narrowest little-endian type that holds every token number."""
+    return "<u2" if vocab_size <= 2**16 else "<u4"
+
+
+def verify(folder: Path, shards: Iterable[Shard], vocab_size: int) -> None:
+    """Reads every shard once; UserError names the first that is missing, truncated or altered."""
+    remedy = f"delete {folder} to prepare the corpus again"
+    for shard in shards:
+        path = folder / shard.file
+        expected = shard.tokens * np.dtype(token_dtype(vocab_size)).itemsize
+        if not path.is_file():
+            raise UserError(f"token shard {path} is missing: {remedy}")
+        if path.stat().st_size != expected:
+            raise UserError(f"token shard {path} has {path.stat().st_size} bytes instead of {expected}: {remedy}")
+        offsets = folder / shard.offsets_file
+        for file, checksum in ((path, shard.sha256), (offsets, shard.offsets_sha256)):
+            if not file.is_file():
+                raise UserError(f"{file} is missing: {remedy}")
+            if _checksum(file) != checksum:
+                raise UserError(f"token shard {file} was altered after it was written (checksum differs): {remedy}")
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

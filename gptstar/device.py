@@ -1,0 +1,38 @@
+"""Devices and precisions, said one way everywhere."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from gptstar.errors import UserError
+
+
+def pick_device(name: str) -> torch.device:
+    """auto (cuda if there is one, else cpu) or a torch device. Raises UserError for one this machine lacks."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device={name} cannot be used here ({reason}): try device=auto") from error
+    return device
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """fp32, bf16 or fp16. Auto is bf16 where the GPU computes in it, fp16 on older GPUs, and fp32 elsewhere."""
+    if name != "auto":
+        return name
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager:
+    """The context of a forward pass."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)

@@ -1,0 +1,36 @@
+"""All initialisation, in one table.
+
+what                               distribution
+-----------------------------------------------------------------------------------------
+embeddings, every matrix           normal(0, init_std)
+matrices that write into the       normal(0, init_std / sqrt(additions)), additions = how many times a forward
+  residual stream                  pass adds to the stream: 2 a layer for sequential blocks (GPT-2, Radford et
+                                   al., 2019), 1 a layer for parallel ones (GPT*)
+biases                             0
+norm weights                       1
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from gptstar.model.block import Block
+from gptstar.model.config import ModelConfig
+
+
+@torch.no_grad()
+def initialize(model: nn.Module, config: ModelConfig) -> None:
+    """Fills every parameter of a GPT by the table above, from torch's global random state."""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if name == "bias":
+                parameter.zero_()
+            elif isinstance(module, nn.LayerNorm):
+                parameter.fill_(1.0)
+            else:
+                parameter.normal_(0.0, config.init_std)
+    for block in model.modules():
+        if isinstance(block, Block):
+            for weight in block.residual_outputs():
+                weight.mul_((config.n_layer * block.residual_additions) ** -0.5)

@@ -1,0 +1,64 @@
+"""Next-token cross-entropy straight from hidden states: the logits of a whole batch never exist at once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+CHUNK_ELEMENTS = 2**25  # logits alive at a time: 128 MB in fp32
+
+
+def _compute_dtype(weight: Tensor) -> torch.dtype:
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Sum over rows of -log softmax(hidden @ weight.T)[target], chunk by chunk.
+
+    The gradient of a chunk is computed while its logits are at hand (as in Liger Kernel, arXiv:2410.10989), so the
+    head's three matmuls are all there is: nothing is recomputed. softmax - onehot stays unscaled until the end,
+    because divided by the number of tokens it would underflow in fp16.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden_NC: Tensor, weight_VC: Tensor, target_N: Tensor) -> Tensor:
+        needs_grad = any(ctx.needs_input_grad)
+        w_VC = weight_VC.to(_compute_dtype(weight_VC))
+        h_NC = hidden_NC.to(w_VC.dtype)
+        wide = torch.float32 if w_VC.dtype in (torch.float16, torch.bfloat16) else w_VC.dtype
+        total = torch.zeros((), device=h_NC.device, dtype=wide)
+        grad_h = torch.empty_like(h_NC) if needs_grad else None
+        grad_w = torch.zeros_like(weight_VC, dtype=wide) if needs_grad else None
+        rows = max(1, CHUNK_ELEMENTS // weight_VC.shape[0])
+        for start in range(0, len(h_NC), rows):
+            h, target = h_NC[start : start + rows], target_N[start : start + rows, None]
+            logits = (h @ w_VC.t()).to(wide)
+            logits -= logits.logsumexp(-1, keepdim=True)  # now log-probabilities
+            total -= logits.gather(-1, target).sum()
+            if grad_h is not None and grad_w is not None:
+                logits.exp_()
+                logits.scatter_add_(-1, target, logits.new_full(target.shape, -1.0))  # softmax - onehot
+                d_logits = logits.to(w_VC.dtype)
+                torch.mm(d_logits, w_VC, out=grad_h[start : start + rows])
+                if d_logits.dtype == wide:
+                    grad_w.addmm_(d_logits.t(), h)
+                else:
+                    grad_w += d_logits.t() @ h
+        if needs_grad:
+            ctx.save_for_backward(grad_h, grad_w)
+            ctx.dtypes = hidden_NC.dtype, weight_VC.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor):
+        grad_h, grad_w = ctx.saved_tensors
+        return (grad_h * grad_output).to(ctx.dtypes[0]), (grad_w * grad_output).to(ctx.dtypes[1]), None
+
+
+def linear_cross_entropy(hidden_NC: Tensor, weight_VC: Tensor, target_N: Tensor) -> Tensor:
+    """Mean cross-entropy in nats of `hidden_NC @ weight_VC.T` against `target_N` (int64), a scalar in fp32 or fp64.
+
+    Follows autocast. Equal to F.cross_entropy(F.linear(hidden, weight), target).
+    """
+    return _LinearCrossEntropy.apply(hidden_NC, weight_VC, target_N) / len(target_N)

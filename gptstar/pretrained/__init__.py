@@ -1,0 +1,1 @@
+"""Weights on disk <-> models: our own checkpoint folders, and other people's."""

@@ -1,0 +1,141 @@
+"""Our own checkpoint folder, the "weights only" kind:
+
+    config.json          the model's configuration, the end-of-text token, where in training it was taken
+    model.safetensors    weights, under the names of `GPT.state_dict()` (fused layers under separate names)
+    tokenizer.json
+
+A training run keeps such folders in RUN/checkpoints/step-N, each with a training/ folder beside these files
+(`gptstar.training.checkpoint`).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from gptstar.data.tokenizer import Tokenizer, load_tokenizer
+from gptstar.errors import UserError
+from gptstar.model.config import ModelConfig
+from gptstar.model.transformer import GPT
+
+FORMAT = "gptstar-1"
+STEP_PREFIX = "step-"
+
+
+def save_weights(folder: Path, model: GPT, tokenizer: Tokenizer, training: dict) -> None:
+    """Writes config.json, model.safetensors and tokenizer.json into an existing folder.
+
+    `training` says where in training the weights were taken: step, tokens, validation_loss.
+    """
+    config = {
+        "format": FORMAT,
+        "model": asdict(model.config),
+        "eot_token": tokenizer.eot_token,
+        "training": training,
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
+    tokenizer.save(folder / "tokenizer.json")
+
+
+def load(
+    source: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> tuple[GPT, Tokenizer]:
+    """A trained model, in evaluation mode, and its tokenizer.
+
+    source: a run folder (its last checkpoint), RUN/last, RUN/best (lowest validation loss), or a checkpoint folder.
+    dtype: of the weights; None keeps what was saved. Raises UserError for a folder that is none of these or damaged.
+    """
+    folder = find_checkpoint(source)
+    config = read_config(folder)
+    with torch.device("meta"):
+        model = GPT(config)
+    model = model.to_empty(device=device)
+    refill_buffers(model)
+    load_weights(folder, model)
+    return model.to(dtype=dtype).eval(), load_tokenizer(str(folder / "tokenizer.json"), read_json(folder)["eot_token"])
+
+
+def refill_buffers(model: GPT) -> None:
+    """Restores the constants of a model that was built without memory: they are not part of a checkpoint."""
+    constants = dict(type(model.position)(model.config).named_buffers())
+    for name, buffer in model.position.named_buffers():
+        buffer.copy_(constants[name])
+
+
+def load_weights(folder: Path, model: GPT) -> None:
+    """Fills a model from model.safetensors; UserError for missing, unknown or mis-shaped tensors."""
+    path = folder / "model.safetensors"
+    try:
+        weights = load_file(path, device=str(model.embedding.weight.device))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read ({error}): the checkpoint is damaged, use another one") from error
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"{path} does not fit its config.json: {' '.join(str(error).split())}") from error
+
+
+def find_checkpoint(source: str | Path) -> Path:
+    """The checkpoint folder that `source` names (see `load`)."""
+    path = Path(source).expanduser()
+    if (path / "config.json").is_file():
+        return path
+    run, which = (path.parent, path.name) if path.name in ("last", "best") and not path.exists() else (path, "last")
+    steps = list_checkpoints(run)
+    if steps:
+        return best_checkpoint(steps) if which == "best" else steps[-1]
+    if (run / "checkpoints").is_dir():
+        raise UserError(f"checkpoint={source}: the run has no checkpoint yet")
+    raise UserError(f"checkpoint={source}: no such run or checkpoint folder (from {Path.cwd()}): check the path")
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """The finished checkpoints of a run, oldest first."""
+    folders = [p for p in (run / "checkpoints").glob(f"{STEP_PREFIX}*") if (p / "config.json").is_file()]
+    return sorted(folders, key=lambda p: int(p.name.removeprefix(STEP_PREFIX)))
+
+
+def best_checkpoint(folders: list[Path]) -> Path:
+    """The one with the lowest validation loss; the newest where none was validated."""
+
+    def loss(folder: Path) -> float:
+        value = read_json(folder)["training"].get("validation_loss")
+        return float("inf") if value is None else value
+
+    return min(reversed(folders), key=loss)
+
+
+def read_json(folder: Path) -> dict:
+    """config.json, checked for its format."""
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): the checkpoint is damaged, use another one") from error
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise UserError(f"{path} is not a {FORMAT} checkpoint's: check the path")
+    return values
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The ModelConfig of a checkpoint folder."""
+    try:
+        return ModelConfig(**read_json(folder)["model"])
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(f"{folder / 'config.json'} holds no valid model configuration: {error}") from error
+
+
+def read_run_config(run: Path) -> dict:
+    """The resolved configuration a run was started with, RUN/config.yaml."""
+    path = run / "config.yaml"
+    try:
+        return yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read ({error}): is {run} a run folder?") from error

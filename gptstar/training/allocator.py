@@ -1,0 +1,27 @@
+"""How a CPU process gets its memory. Imports no torch: it has to be asked before torch allocates."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+
+def keep_freed_memory() -> None:
+    """Lets a CPU process reuse the memory of freed tensors instead of giving it back to the kernel.
+
+    By default glibc returns every large block at once, and the next tensor page-faults its way through fresh zeroed
+    memory: a training step spends up to a third of its time there (benchmarks/train_step.py --no-keep shows it).
+    Huge pages make the rest cheaper. Call it before the first large tensor; does nothing where there is no glibc.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks for huge pages
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # malloc.h
+    mallopt(m_mmap_max, 0)  # no block of its own for a large tensor
+    mallopt(m_trim_threshold, 2**31 - 1)
+    mallopt(m_top_pad, 64 << 20)

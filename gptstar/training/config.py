@@ -1,0 +1,170 @@
+"""TrainConfig: everything `train.py` can be told, each concern's part declared beside its code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gptstar.data.corpora import DataConfig
+from gptstar.data.tokenizer import TokenizerConfig
+from gptstar.errors import UserError
+from gptstar.model.config import ModelConfig
+from gptstar.training.optimizers import OptimizerConfig
+from gptstar.training.schedules import ScheduleConfig
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+@dataclass
+class TrainerConfig:
+    """The run: how long, how large, where, how often.
+
+    seed              of the weights and the order of the data
+    device            auto (cuda if there is one, else cpu), cpu, cuda, cuda:1, mps
+    precision         auto (bf16 on CUDA, fp32 elsewhere), fp32, bf16, fp16 (with loss scaling); weights stay fp32
+    compile           torch.compile; null: on CUDA only
+    batch_size        sequences an optimizer step
+    microbatch        sequences a forward pass; null: all of batch_size. Must divide it
+    sequence_length   tokens a sequence; null: model.context
+    max_steps, max_tokens  the budget, in optimizer steps or in tokens: exactly one of them
+    clip              gradient norm above which gradients are scaled down; 0: never
+    eval_every        steps between validations; 0: only at checkpoints and at the end
+    eval_tokens       tokens of a validation during the run (the last one reads the whole split)
+    sample_every      steps between samples written to the log; 0: none
+    sample_prompt     what samples continue
+    checkpoint_every  steps between checkpoints; 0: only at the end
+    keep_last         checkpoints kept, beside the one with the lowest validation loss
+    nonfinite         stop, or skip: what to do at a loss or gradient that is not finite
+    max_skipped       skip: how many steps may be skipped before stopping all the same
+    peak_flops        the device's matmul peak for MFU, FLOP/s; null: from a table (CUDA) or measured at the start
+    """
+
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    compile: bool | None = None
+    batch_size: int = 16
+    microbatch: int | None = None
+    sequence_length: int | None = None
+    max_steps: int | None = None
+    max_tokens: int | None = None
+    clip: float = 1.0
+    eval_every: int = 100
+    eval_tokens: int = 100_000
+    sample_every: int = 0
+    sample_prompt: str = "def "
+    checkpoint_every: int = 500
+    keep_last: int = 2
+    nonfinite: str = "stop"
+    max_skipped: int = 10
+    peak_flops: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"trainer.precision={self.precision!r} is unknown: choose one of {', '.join(PRECISIONS)}")
+        if self.nonfinite not in ("stop", "skip"):
+            raise ValueError(f"trainer.nonfinite={self.nonfinite!r} is unknown: choose stop or skip")
+        if (self.max_steps is None) == (self.max_tokens is None):
+            raise ValueError(
+                f"trainer.max_steps={self.max_steps} and trainer.max_tokens={self.max_tokens}: "
+                "set exactly one of them (the other to null)"
+            )
+        positive = ("batch_size", "microbatch", "sequence_length", "max_steps", "max_tokens", "eval_tokens")
+        for key in (*positive, "keep_last", "peak_flops"):
+            value = getattr(self, key)
+            if value is not None and value <= 0:
+                raise ValueError(f"trainer.{key}={value} must be above 0")
+        for key in ("seed", "clip", "eval_every", "sample_every", "checkpoint_every", "max_skipped"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"trainer.{key}={getattr(self, key)} must not be negative")
+        if self.microbatch is not None and self.batch_size % self.microbatch:
+            raise ValueError(
+                f"trainer.batch_size={self.batch_size} is not a multiple of trainer.microbatch={self.microbatch}"
+            )
+
+
+@dataclass
+class LoggerConfig:
+    """Where metrics go beside metrics.jsonl, which is always written.
+
+    name     jsonl (nothing more), wandb or tensorboard
+    project, entity, group   wandb's own
+    mode     wandb: auto (online where its server answers and a key is set, else offline), online, offline
+    """
+
+    name: str = "jsonl"
+    project: str = "gptstar"
+    entity: str | None = None
+    group: str | None = None
+    mode: str = "auto"
+
+    def __post_init__(self) -> None:
+        for key, allowed in (("name", ("jsonl", "wandb", "tensorboard")), ("mode", ("auto", "online", "offline"))):
+            if getattr(self, key) not in allowed:
+                raise ValueError(f"logger.{key}={getattr(self, key)!r} is unknown: choose one of {', '.join(allowed)}")
+
+
+@dataclass
+class TrainConfig:
+    """A whole run.
+
+    run_dir  the folder it writes
+    resume   a run folder: continue there; or one of its checkpoints: continue from that one in a new run_dir
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(max_steps=1000))
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    run_dir: str = "runs/unnamed"
+    resume: str | None = None
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens a training sequence has."""
+        return self.trainer.sequence_length or self.model.context
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens an optimizer step reads."""
+        return self.trainer.batch_size * self.sequence_length
+
+    @property
+    def total_steps(self) -> int:
+        """The budget in optimizer steps."""
+        if self.trainer.max_steps is not None:
+            return self.trainer.max_steps
+        assert self.trainer.max_tokens is not None
+        return self.trainer.max_tokens // self.tokens_per_step
+
+    def check(self) -> None:
+        """Raises UserError where parts that are fine by themselves do not fit together."""
+        length, total = self.sequence_length, self.total_steps
+        if self.model.position == "learned" and length > self.model.context:
+            raise UserError(
+                f"trainer.sequence_length={length} is longer than the {self.model.context} learned positions: "
+                "shorten it or raise model.context"
+            )
+        if total < 1:
+            raise UserError(
+                f"trainer.max_tokens={self.trainer.max_tokens} is less than one step of {self.tokens_per_step} tokens: "
+                "raise it or lower trainer.batch_size"
+            )
+        if self.schedule.warmup_steps > total:
+            raise UserError(
+                f"schedule.warmup_steps={self.schedule.warmup_steps} is longer than the run of {total} steps: "
+                "lower it or raise trainer.max_steps"
+            )
+        if self.tokenizer.source == "train":
+            check_vocabulary(self.tokenizer.vocab_size, self.model)
+
+
+def check_vocabulary(n_token: int, model: ModelConfig) -> None:
+    """Raises UserError for a tokenizer with more tokens than the model has embeddings."""
+    if n_token > model.vocab_size:
+        raise UserError(
+            f"the tokenizer has {n_token} tokens but model.vocab_size={model.vocab_size}: "
+            f"set model.vocab_size={n_token} or choose a smaller tokenizer"
+        )

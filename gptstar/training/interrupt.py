@@ -1,0 +1,28 @@
+"""SIGINT and SIGTERM as a request: the step in progress finishes, the run saves itself, then it ends."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: interrupted and saved, start it again with resume=
+
+
+class Interrupt:
+    """While entered, the first SIGINT or SIGTERM sets `requested` to the signal's name; a second ends at once."""
+
+    def __init__(self) -> None:
+        self.requested: str | None = None
+
+    def __enter__(self) -> Interrupt:
+        self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = signal.Signals(number).name

@@ -1,0 +1,273 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from gptstar.data.batches import BatchOrder, read_windows, window_count
+from gptstar.data.prepare import PreparedCorpus, prepare
+from gptstar.data.tokenizer import load_tokenizer
+from gptstar.device import autocast, pick_device, pick_precision
+from gptstar.errors import UserError
+from gptstar.evaluation.held_out import HeldOutLoss, held_out_loss
+from gptstar.generation.generate import generate
+from gptstar.model.describe import flops_per_token, parameter_count
+from gptstar.model.transformer import GPT
+from gptstar.pretrained.native import find_checkpoint
+from gptstar.training.checkpoint import restore_checkpoint, save_checkpoint
+from gptstar.training.config import TrainConfig, check_vocabulary
+from gptstar.training.display import Display
+from gptstar.training.environment import describe_environment
+from gptstar.training.interrupt import Interrupt
+from gptstar.training.metrics import MetricsLog, open_tracker
+from gptstar.training.optimizers import build_optimizer, set_learning_rate
+from gptstar.training.plot import draw_loss_curve
+from gptstar.training.run_folder import open_run_folder, write_description
+from gptstar.training.schedules import learning_rate_factor
+from gptstar.training.state import TrainState
+from gptstar.training.throughput import memory_in_use, peak_flops
+
+EXIT_NONFINITE = 3
+
+
+class NonFiniteLoss(UserError):
+    """The loss or a gradient was infinite or not a number, and the run stopped."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. `interrupted` names the signal that ended it early; `final` is None then."""
+
+    run: Path
+    step: int
+    interrupted: str | None
+    final: HeldOutLoss | None
+    sample: str | None
+
+
+def train(config: TrainConfig, console: Console | None = None) -> Outcome:
+    """Trains one model from a configuration, or continues a run, and leaves everything in config.run_dir.
+
+    Raises UserError before any work for a configuration that cannot be trained, and NonFiniteLoss.
+    """
+    console = console or Console(quiet=True)
+    config.check()
+    device = pick_device(config.trainer.device)
+    if config.tokenizer.source != "train":  # known before the corpus is prepared, so refused before it
+        check_vocabulary(load_tokenizer(config.tokenizer.source, config.tokenizer.eot_token).vocab_size, config.model)
+    run, start = open_run_folder(config)
+    corpus = prepare(config.data, config.tokenizer, console)
+    _check_corpus(config, corpus)
+    write_description(run, config, describe_environment(device))
+    trainer = Trainer(config, corpus, device, run, Display(console, run / "train.log"))
+    if start is not None:
+        restore_checkpoint(start, trainer.state)
+    return trainer.run_to_the_end()
+
+
+class Trainer:
+    """One run in progress: the state that changes and the settings that do not."""
+
+    def __init__(
+        self, config: TrainConfig, corpus: PreparedCorpus, device: torch.device, run: Path, display: Display
+    ) -> None:
+        self.config, self.corpus, self.device, self.run, self.display = config, corpus, device, run, display
+        options = config.trainer
+        self.length, self.total = config.sequence_length, config.total_steps
+        self.microbatch = options.microbatch or options.batch_size
+        self.precision = pick_precision(options.precision, device)
+        self.peak = options.peak_flops or peak_flops(device)
+        if device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32 where fp32 is asked for
+        torch.manual_seed(options.seed)
+        model = GPT(config.model).to(device)
+        scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
+        self.state = TrainState(model, build_optimizer(model, config.optimizer), scaler)
+        compiled = options.compile if options.compile is not None else device.type == "cuda"
+        self.model = torch.compile(model, dynamic=False) if compiled else model
+        windows = window_count(len(corpus.train), self.length)
+        self.order = BatchOrder(windows, options.batch_size, options.seed)
+
+    def run_to_the_end(self) -> Outcome:
+        """The loop: step, and every so often validate, sample, save; at a signal save and leave."""
+        state, options, total = self.state, self.config.trainer, self.total
+        self._introduce()
+        self.log = self._open_log()
+        try:
+            with Interrupt() as interrupt, self.display.running(state.step, total):
+                while state.step < total and not interrupt.requested:
+                    self._take_step()
+                    last = state.step == total
+                    saving = last or _due(state.step, options.checkpoint_every)
+                    held_out = None
+                    if saving or _due(state.step, options.eval_every):
+                        held_out = self._validate()
+                    if _due(state.step, options.sample_every) and not last:
+                        self.display.note(self._sample(n_token=60))
+                    if saving and held_out:
+                        save_checkpoint(self.run, state, self.corpus.tokenizer, options.keep_last, held_out.loss)
+                if state.step < total:
+                    saved = save_checkpoint(self.run, state, self.corpus.tokenizer, options.keep_last, None)
+                    self.display.note(f"{interrupt.requested}: saved {saved}; resume={self.run} continues")
+                    return Outcome(self.run, state.step, interrupt.requested, None, None)
+            return self._finish()
+        finally:
+            self.log.close()
+            self.display.close()
+
+    def _take_step(self) -> None:
+        """One optimizer step over batch_size sequences, a microbatch at a time, and its line in metrics.jsonl."""
+        state, options = self.state, self.config.trainer
+        began = time.perf_counter()
+        lr = self.config.optimizer.lr * learning_rate_factor(self.config.schedule, state.step, self.total)
+        set_learning_rate(state.optimizer, lr)
+        inputs, targets = read_windows(self.corpus.train, self.order.windows(state.step), self.length)
+        loss = torch.zeros((), device=self.device)
+        accumulation = options.batch_size // self.microbatch
+        for x, y in zip(inputs.split(self.microbatch), targets.split(self.microbatch), strict=True):
+            with autocast(self.precision, self.device):
+                part = self.model(x.to(self.device), y.to(self.device)) / accumulation
+            state.scaler.scale(part).backward()
+            loss += part.detach()
+        state.scaler.unscale_(state.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), options.clip or math.inf).item()
+        loss_value = loss.item()
+        # With loss scaling an infinite gradient is normal: the scaler skips the step and lowers its scale.
+        if math.isfinite(loss_value) and (math.isfinite(norm) or state.scaler.is_enabled()):
+            state.scaler.step(state.optimizer)
+            state.scaler.update()
+        else:
+            self._nonfinite(loss_value, norm)
+        state.optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        state.tokens += inputs.numel()
+        self._record(loss_value, lr, norm, inputs.numel(), time.perf_counter() - began)
+
+    def _record(self, loss: float, lr: float, norm: float, n_token: int, seconds: float) -> None:
+        state, rate = self.state, n_token / seconds
+        mfu = rate * flops_per_token(self.config.model, self.length) / self.peak if self.peak else None
+        line = {
+            "step": state.step,
+            "tokens": state.tokens,
+            "epoch": round(self.order.epoch(state.step), 6),
+            "loss": loss if math.isfinite(loss) else None,
+            "lr": lr,
+            "grad_norm": norm if math.isfinite(norm) else None,
+            "seconds": round(seconds, 6),
+            "tokens_per_second": round(rate, 1),
+            "mfu": None if mfu is None else round(mfu, 4),
+            "memory_gib": round(memory_in_use(self.device), 3),
+        }
+        self.log.write([line])
+        self.display.step(state.step, loss, seconds, rate, mfu)
+
+    def _nonfinite(self, loss: float, norm: float) -> None:
+        """Stops the run, or counts a skipped step."""
+        state, options = self.state, self.config.trainer
+        what = f"step {state.step + 1}: loss {loss}, gradient norm {norm}"
+        if options.nonfinite == "skip" and state.skipped < options.max_skipped:
+            state.skipped += 1
+            self.display.note(f"{what}: skipped ({state.skipped} of at most {options.max_skipped})")
+            return
+        try:
+            good = f"the last good checkpoint is {find_checkpoint(self.run)}"
+        except UserError:
+            good = "no checkpoint was written yet"
+        remedy = "lower optimizer.lr, or set trainer.nonfinite=skip"
+        raise NonFiniteLoss(f"{what}: stopped; {good}; {remedy}")
+
+    def _held_out_loss(self, max_tokens: int | None) -> HeldOutLoss:
+        stream = self.corpus.validation
+        return held_out_loss(self.model, stream, self.length, self.microbatch, self.device, self.precision, max_tokens)
+
+    def _validate(self) -> HeldOutLoss:
+        state = self.state
+        result = self._held_out_loss(self.config.trainer.eval_tokens)
+        line = {
+            "step": state.step,
+            "tokens": state.tokens,
+            "validation_loss": result.loss,
+            "bits_per_byte": result.bits_per_byte,
+            "validation_tokens": result.tokens,
+        }
+        self.log.write([line])
+        self.display.note(
+            f"step {state.step}: held-out loss {result.loss:.4f} nats/token, {result.bits_per_byte:.4f} bits/byte"
+        )
+        return result
+
+    def _sample(self, n_token: int) -> str:
+        options, model = self.config.trainer, self.state.model
+        if self.config.model.position == "learned":
+            room = self.config.model.context - len(self.corpus.tokenizer.encode(options.sample_prompt))
+            n_token = min(n_token, room)
+        return generate(
+            model,
+            self.corpus.tokenizer,
+            options.sample_prompt,
+            max_new_tokens=n_token,
+            temperature=0.8,
+            top_p=0.95,
+            seed=options.seed,
+        )
+
+    def _finish(self) -> Outcome:
+        run, model, state = self.run, self.config.model, self.state
+        final = self._held_out_loss(max_tokens=None)
+        self.log.write(
+            [
+                {
+                    "step": state.step,
+                    "tokens": state.tokens,
+                    "final_loss": final.loss,
+                    "final_bits_per_byte": final.bits_per_byte,
+                    "validation_tokens": final.tokens,
+                }
+            ]
+        )
+        title = f"{model.name} ({parameter_count(model) / 1e6:.2f}M parameters) on {self.config.data.name}"
+        draw_loss_curve(run / "metrics.jsonl", run / "loss.png", title)
+        sample = self._sample(n_token=120)
+        self.display.note(f"\nsample\n{sample}\n")
+        self.display.note(
+            f"{final.loss:.4f} nats/token, {final.bits_per_byte:.4f} bits/byte on all held-out text ({run}/loss.png)"
+        )
+        return Outcome(run, state.step, None, final, sample)
+
+    def _introduce(self) -> None:
+        config, state = self.config, self.state
+        corpus = "cached" if self.corpus.cached else "prepared"
+        peak = f", matmul peak {self.peak / 1e9:,.0f} GFLOP/s" if self.peak else ""
+        self.display.note(
+            f"{config.model.name}: {parameter_count(config.model):,} parameters, {self.total} steps of "
+            f"{config.tokens_per_step:,} tokens ({self.order.epoch(self.total):.2f} epochs)\n"
+            f"{config.data.name}: {len(self.corpus.train):,} training and {len(self.corpus.validation):,} held-out "
+            f"tokens ({corpus} in {self.corpus.folder})\n"
+            f"{self.device} in {self.precision}{peak}; run folder {self.run}"
+        )
+        if state.step:
+            self.display.note(f"continuing after step {state.step}")
+
+    def _open_log(self) -> MetricsLog:
+        step = self.state.step
+        return MetricsLog(self.run, step, open_tracker(self.config.logger, self.run, asdict(self.config), step))
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _check_corpus(config: TrainConfig, corpus: PreparedCorpus) -> None:
+    check_vocabulary(corpus.tokenizer.vocab_size, config.model)
+    for name, stream in (("training", corpus.train), ("held-out", corpus.validation)):
+        if window_count(len(stream), config.sequence_length) < 1:
+            raise UserError(
+                f"data={config.data.name}: {len(stream)} {name} tokens are less than one sequence of "
+                f"{config.sequence_length}: give it more text or lower trainer.sequence_length"
+            )

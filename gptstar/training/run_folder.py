@@ -1,0 +1,91 @@
+"""The folder of a run: started afresh, continued in place, or branched off one of its checkpoints.
+
+config.yaml        the resolved configuration; environment.json  what it ran on
+metrics.jsonl      every step and validation; train.log  what was said
+checkpoints/       step-N folders; loss.png  the curve
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import yaml
+
+from gptstar.errors import UserError
+from gptstar.pretrained.native import find_checkpoint, read_run_config
+from gptstar.training.config import TrainConfig
+
+# What a run is: changing any of these would make its continuation a different run.
+FIXED = (
+    "model",
+    "data",
+    "tokenizer",
+    "optimizer.name",
+    "trainer.seed",
+    "trainer.batch_size",
+    "trainer.sequence_length",
+)
+FREE = ("data.cache_dir", "data.name", "tokenizer.name", "model.name")
+
+
+def open_run_folder(config: TrainConfig) -> tuple[Path, Path | None]:
+    """Creates or reopens config.run_dir; returns it and the checkpoint to continue from, if any.
+
+    Raises UserError where it would write over another run, or continue a run with a configuration that is not its.
+    """
+    run = Path(config.run_dir).expanduser()
+    start = None
+    if config.resume:
+        start = find_checkpoint(config.resume)
+        origin = start.parent.parent
+        _refuse_changes(origin, config)
+        if origin.resolve() != run.resolve():
+            _refuse_used(run)
+            run.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(origin / "metrics.jsonl", run / "metrics.jsonl")
+    else:
+        _refuse_used(run)
+        run.mkdir(parents=True, exist_ok=True)
+    return run, start
+
+
+def write_description(run: Path, config: TrainConfig, environment: dict) -> None:
+    """config.yaml and environment.json."""
+    (run / "config.yaml").write_text(yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
+    (run / "environment.json").write_text(json.dumps(environment, indent=1))
+
+
+def _refuse_used(run: Path) -> None:
+    if run.exists() and any(run.iterdir()):
+        raise UserError(f"run_dir={run} is not empty: choose another one, or resume={run} to continue the run in it")
+
+
+def _refuse_changes(origin: Path, config: TrainConfig) -> None:
+    before, now = _flat(read_run_config(origin)), _flat(_plain(asdict(config)))
+    changed = [
+        f"{key} {before.get(key)!r} -> {now.get(key)!r}"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key)
+        and any(key == f or key.startswith(f + ".") for f in FIXED)
+        and key not in FREE
+    ]
+    if changed:
+        raise UserError(f"resume={config.resume}: the run was made with other settings ({'; '.join(changed)})")
+
+
+def _plain(value):
+    """Tuples as lists, as YAML knows them."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _flat(values: dict, prefix: str = "") -> dict:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict = {}
+    for key, value in values.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat

@@ -1,0 +1,70 @@
+"""Learning-rate schedules: a factor of the maximum, a pure function of the step.
+
+A new schedule is a function here and an entry in `SCHEDULES`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass
+class ScheduleConfig:
+    """How the learning rate moves over a run of `total` steps.
+
+    name          cosine, wsd or constant
+    warmup_steps  steps of linear warm-up from 0
+    final_ratio   the last learning rate as a share of the maximum
+    hold_share    cosine: the last share of the run that stays at the final rate (GPT*: 0.1)
+    decay_share   wsd: the last share of the run in which the rate falls linearly
+    """
+
+    name: str = "cosine"
+    warmup_steps: int = 0
+    final_ratio: float = 0.1
+    hold_share: float = 0.0
+    decay_share: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.name not in SCHEDULES:
+            raise ValueError(f"schedule.name={self.name!r} is unknown: choose one of {', '.join(SCHEDULES)}")
+        if self.warmup_steps < 0:
+            raise ValueError(f"schedule.warmup_steps={self.warmup_steps} must not be negative")
+        for key in ("final_ratio", "hold_share", "decay_share"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ValueError(f"schedule.{key}={getattr(self, key)} must lie between 0 and 1")
+
+
+def cosine(config: ScheduleConfig, step: int, total: int) -> float:
+    """Half a cosine from 1 to final_ratio (Loshchilov & Hutter, arXiv:1608.03983), then constant for hold_share."""
+    start, end = config.warmup_steps, total * (1 - config.hold_share)
+    progress = min(1.0, (step - start) / max(1.0, end - start))
+    return config.final_ratio + (1 - config.final_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def warmup_stable_decay(config: ScheduleConfig, step: int, total: int) -> float:
+    """Constant, then linear to final_ratio over the last decay_share (Hu et al., arXiv:2404.06395)."""
+    start = total * (1 - config.decay_share)
+    progress = min(1.0, max(0.0, (step - start) / max(1.0, total - start)))
+    return 1 - (1 - config.final_ratio) * progress
+
+
+def constant(config: ScheduleConfig, step: int, total: int) -> float:
+    """The maximum throughout."""
+    return 1.0
+
+
+SCHEDULES: dict[str, Callable[[ScheduleConfig, int, int], float]] = {
+    "cosine": cosine,
+    "wsd": warmup_stable_decay,
+    "constant": constant,
+}
+
+
+def learning_rate_factor(config: ScheduleConfig, step: int, total: int) -> float:
+    """The factor for the step that follows `step` finished ones, of `total`."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    return SCHEDULES[config.name](config, step, total)

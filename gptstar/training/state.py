@@ -1,0 +1,46 @@
+"""TrainState: everything that decides how a run continues."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from gptstar.model.transformer import GPT
+
+
+@dataclass
+class TrainState:
+    """The model, what optimizes it, and how far it is. Data order needs only `step` (see `gptstar.data.batches`)."""
+
+    model: GPT
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    step: int = 0
+    tokens: int = 0
+    skipped: int = 0
+
+    def counters(self) -> dict:
+        """The plain numbers, for JSON."""
+        return {"step": self.step, "tokens": self.tokens, "skipped": self.skipped}
+
+    def tensors(self) -> dict:
+        """Optimizer moments, loss scale and random states, of types that torch.load(weights_only=True) accepts."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def restore(self, counters: dict, tensors: dict) -> None:
+        """The inverse of `counters` and `tensors`; the model's weights are restored by themselves."""
+        self.step, self.tokens, self.skipped = counters["step"], counters["tokens"], counters["skipped"]
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(tensors["optimizer"])
+        for group, ours in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(ours)  # moments are the run's; weight decay and betas are this configuration's
+        self.scaler.load_state_dict(tensors["scaler"])
+        torch.set_rng_state(tensors["torch_rng"])
+        if len(tensors["cuda_rng"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(tensors["cuda_rng"])

@@ -1,0 +1,61 @@
+"""What speed is measured against: the device's matmul peak, and the memory a run has used."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import torch
+
+# Dense bf16/fp16 tensor-core peaks, FLOP/s, from NVIDIA's data sheets (no sparsity). Longest match wins.
+CUDA_PEAKS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "RTX A5000": 111e12,
+    "RTX A6000": 155e12,
+    "RTX 3090": 71e12,
+    "RTX 4090": 165e12,
+    "V100": 125e12,
+    "T4": 65e12,
+}
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """What MFU divides by, FLOP/s: the data sheet's bf16 peak on CUDA, a measured one on a CPU, None if unknown."""
+    if device.type == "cpu":
+        return measure_matmul_peak(device, size=1536, repeats=4)
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        return next((CUDA_PEAKS[key] for key in sorted(CUDA_PEAKS, key=len, reverse=True) if key in name), None)
+    return None
+
+
+def measure_matmul_peak(
+    device: torch.device, size: int = 2048, repeats: int = 5, dtype: torch.dtype = torch.float32
+) -> float:
+    """FLOP/s of the fastest of several square matrix products."""
+    generator = torch.Generator(device).manual_seed(0)  # leaves the run's own random state alone
+    a, b = torch.randn(2, size, size, device=device, dtype=dtype, generator=generator)
+    out = torch.empty(size, size, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(repeats + 1):  # the first warms up
+        start = time.perf_counter()
+        torch.mm(a, b, out=out)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def memory_in_use(device: torch.device) -> float:
+    """Peak GiB: of CUDA tensors, or of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

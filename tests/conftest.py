@@ -1,0 +1,91 @@
+"""Fixtures: a small invented corpus, small configurations, and the real data where a checkout has it beside it."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a network
+os.environ.setdefault("WANDB_MODE", "offline")
+
+import torch
+
+from gptstar.data.corpora import DataConfig
+from gptstar.data.tokenizer import TokenizerConfig
+from gptstar.model.config import ModelConfig
+from gptstar.training.config import TrainConfig, TrainerConfig
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def shared() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip("the shared data folder is not beside this checkout")
+    return SHARED
+
+
+def write_corpus(folder: Path, n_file: int = 40, seed: int = 0) -> Path:
+    """Files of made-up sentences."""
+    rng = random.Random(seed)
+    words = ["".join(rng.choices("abcdefghij", k=rng.randint(2, 6))) for _ in range(60)]
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(n_file):
+        lines = [" ".join(rng.choices(words, k=8)) + "." for _ in range(30)]
+        (folder / f"{i:03d}.txt").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def tiny_model(**changes) -> ModelConfig:
+    values = dict(
+        name="tiny",
+        vocab_size=300,
+        n_layer=2,
+        d_model=32,
+        n_head=3,
+        d_head=8,
+        d_ff=48,
+        context=32,
+        block="parallel_shared",
+        position="alibi",
+    )
+    return ModelConfig(**{**values, **changes})
+
+
+@pytest.fixture
+def train_config(corpus_dir: Path, cache_dir: Path, tmp_path: Path) -> TrainConfig:
+    """A run of a second or so."""
+    return TrainConfig(
+        model=tiny_model(),
+        data=DataConfig(
+            name="tiny",
+            corpus="text_files",
+            paths=[f"{corpus_dir}/*.txt"],
+            cache_dir=str(cache_dir),
+            validation_fraction=0.2,
+        ),
+        tokenizer=TokenizerConfig(vocab_size=300),
+        trainer=TrainerConfig(
+            batch_size=4, max_steps=8, eval_every=4, checkpoint_every=4, eval_tokens=512, peak_flops=1e11, device="cpu"
+        ),
+        run_dir=str(tmp_path / "run"),
+    )

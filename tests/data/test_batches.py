@@ -1,0 +1,70 @@
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptstar.data.batches import BatchOrder, permute, read_windows, window_count
+from gptstar.data.shards import ShardWriter, TokenStream
+
+
+@given(st.integers(1, 3000), st.integers(0, 2**40), st.integers(0, 5))
+def test_every_size_is_permuted_onto_itself(size, seed, epoch):
+    assert np.array_equal(np.sort(permute(np.arange(size), size, seed, epoch)), np.arange(size))
+
+
+@settings(max_examples=50)
+@given(st.integers(2, 10**12), st.integers(0, 100))
+def test_one_index_of_a_huge_permutation_costs_no_table(size, seed):
+    index = np.array([0, size // 2, size - 1])
+    out = permute(index, size, seed, 0)
+    assert ((out >= 0) & (out < size)).all() and len(set(out.tolist())) == len(set(index.tolist()))
+
+
+@given(st.integers(1, 200), st.integers(1, 40), st.integers(0, 1000))
+def test_no_window_twice_in_an_epoch(n_window, batch_size, seed):
+    order = BatchOrder(n_window, batch_size, seed)
+    steps = -(-2 * n_window // batch_size)
+    stream = np.concatenate([order.windows(step) for step in range(steps)])
+    assert np.array_equal(np.sort(stream[:n_window]), np.arange(n_window))
+    assert np.array_equal(np.sort(stream[n_window : 2 * n_window]), np.arange(n_window))
+
+
+@given(st.integers(1, 500), st.integers(1, 30), st.integers(0, 10), st.integers(0, 100))
+def test_a_step_depends_on_nothing_but_seed_and_step(n_window, batch_size, seed, step):
+    first, again = BatchOrder(n_window, batch_size, seed), BatchOrder(n_window, batch_size, seed)
+    for earlier in range(min(step, 3)):
+        first.windows(earlier)
+    assert np.array_equal(first.windows(step), again.windows(step))
+
+
+def test_seeds_and_epochs_give_different_and_well_mixed_orders():
+    n = 10_000
+    orders = [permute(np.arange(n), n, seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
+    for i, a in enumerate(orders):
+        assert abs(np.corrcoef(np.arange(n), a)[0, 1]) < 0.05
+        for b in orders[:i]:
+            assert (a == b).sum() < 20  # about one coincidence is expected
+            assert abs(np.corrcoef(a, b)[0, 1]) < 0.05
+
+
+def test_epoch_counts_passes():
+    assert BatchOrder(100, 8, 0).epoch(25) == 2.0
+
+
+def test_windows_are_disjoint_inputs_with_the_next_token_as_target(tmp_path):
+    writer = ShardWriter(tmp_path, "train", vocab_size=300, eot_id=0, shard_tokens=10)
+    for start in range(1, 40, 3):
+        writer.add([start, start + 1], n_byte=2)
+    split = writer.close()
+    stream = TokenStream(tmp_path, split, 300)
+    flat = torch.from_numpy(stream.read(0, len(stream)))
+    n = window_count(len(stream), 7)
+    inputs, targets = read_windows(stream, np.arange(n), 7)
+    assert torch.equal(inputs.flatten(), flat[: 7 * n]) and torch.equal(targets.flatten(), flat[1 : 7 * n + 1])
+
+
+@given(st.integers(0, 1000), st.integers(1, 50))
+def test_window_count_leaves_room_for_the_last_target(n_token, length):
+    n = window_count(n_token, length)
+    assert n * length + 1 <= n_token or n == 0
+    assert (n + 1) * length + 1 > n_token

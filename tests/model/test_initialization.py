@@ -1,0 +1,29 @@
+import pytest
+import torch
+from conftest import tiny_model
+
+from gptstar.model.transformer import GPT
+
+
+@pytest.mark.parametrize(("block", "additions"), [("sequential", 2), ("parallel", 1), ("parallel_shared", 1)])
+def test_standard_deviations_are_those_of_the_table(block, additions):
+    torch.manual_seed(0)
+    config = tiny_model(block=block, n_layer=8, d_model=128, n_head=8, d_head=32, d_ff=256, position="learned")
+    state = GPT(config).state_dict()
+    residual = 0.02 / (8 * additions) ** 0.5
+    for name, value in state.items():
+        if name.endswith("bias"):
+            assert not value.any(), name
+        elif "norm" in name:
+            assert (value == 1).all(), name
+        else:
+            expected = residual if name.endswith(("output.weight", "down.weight")) else 0.02
+            assert value.std().item() == pytest.approx(expected, rel=0.05), name
+
+
+def test_the_same_seed_gives_the_same_weights():
+    models = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        models.append(GPT(tiny_model()).state_dict())
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])

@@ -1,0 +1,54 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gptstar.model import loss as loss_module
+from gptstar.model.loss import linear_cross_entropy
+
+
+@pytest.mark.parametrize("chunk", [7, 50, 10_000])
+def test_equals_cross_entropy_in_float64(chunk, monkeypatch):
+    monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", chunk * 31)
+    torch.manual_seed(0)
+    hidden = torch.randn(50, 8, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(31, 8, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(0, 31, (50,))
+    ours, reference = linear_cross_entropy(hidden, weight, target), F.cross_entropy(hidden @ weight.T, target)
+    torch.testing.assert_close(ours, reference, rtol=1e-12, atol=1e-12)
+    for a, b in zip(
+        torch.autograd.grad(3 * ours, (hidden, weight)),
+        torch.autograd.grad(3 * reference, (hidden, weight)),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+
+
+def test_gradients_agree_with_finite_differences():
+    hidden = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda h, w: linear_cross_entropy(h, w, torch.tensor([0, 8, 3, 3, 1])), (hidden, weight)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_follows_autocast_and_keeps_small_gradients_in_fp16(dtype):
+    torch.manual_seed(0)
+    hidden = torch.randn(4096, 16, requires_grad=True)
+    weight = (0.02 * torch.randn(512, 16)).requires_grad_()
+    target = torch.randint(0, 512, (4096,))
+    with torch.autocast("cpu", dtype):
+        ours = linear_cross_entropy(hidden, weight, target)
+    reference = F.cross_entropy(hidden @ weight.T, target)
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours, reference, rtol=2e-3, atol=2e-3)
+    got, expected = torch.autograd.grad(ours, (hidden, weight)), torch.autograd.grad(reference, (hidden, weight))
+    for a, b in zip(got, expected, strict=True):
+        assert a.dtype == torch.float32
+        assert (a - b).norm() / b.norm() < 0.02
+
+
+def test_without_gradients_nothing_is_kept():
+    with torch.no_grad():
+        loss = linear_cross_entropy(torch.randn(4, 3), torch.randn(5, 3), torch.tensor([0, 1, 2, 3]))
+    assert loss.grad_fn is None

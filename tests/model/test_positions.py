@@ -1,0 +1,51 @@
+import math
+
+import pytest
+import torch
+from conftest import tiny_model
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gptstar.model.positions import ALiBi, LearnedPosition, NoPosition, alibi_slopes
+
+
+def test_slopes_of_eight_heads():
+    assert alibi_slopes(8) == [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256]
+
+
+def test_slopes_of_twelve_heads_are_those_of_eight_and_every_second_of_sixteen():
+    sixteen = [2 ** (-k / 2) for k in range(1, 17)]
+    assert alibi_slopes(12) == [2.0**-k for k in range(1, 9)] + [sixteen[0], sixteen[2], sixteen[4], sixteen[6]]
+
+
+@given(st.integers(1, 200))
+def test_slopes_are_one_a_head_distinct_and_within_bounds(n_head):
+    slopes = alibi_slopes(n_head)
+    assert len(slopes) == n_head == len(set(slopes))
+    assert all(2**-8 <= s < 1 for s in slopes)
+    power = 2 ** math.floor(math.log2(n_head))
+    assert slopes[:power] == alibi_slopes(power)
+
+
+def test_alibi_bias_is_minus_slope_times_distance_for_the_last_queries():
+    bias = ALiBi(tiny_model(n_head=3)).score_bias(2, 5, torch.device("cpu"), torch.float64)
+    for head, slope in enumerate(alibi_slopes(3)):
+        for row, i in enumerate((3, 4)):
+            for j in range(5):
+                assert bias[head, row, j].item() == pytest.approx(-slope * (i - j))
+
+
+def test_learned_positions_start_where_told_and_refuse_to_run_out():
+    config = tiny_model(position="learned", context=6)
+    position = LearnedPosition(config)
+    torch.nn.init.normal_(position.weight)
+    x = torch.zeros(1, 2, config.d_model)
+    assert torch.equal(position.embed(x, 3)[0], position.weight[3:5])
+    with pytest.raises(ValueError, match="7 tokens is longer than the 6 learned positions"):
+        position.embed(x, 5)
+
+
+def test_no_position_changes_nothing():
+    position, x = NoPosition(tiny_model()), torch.randn(1, 2, 4)
+    assert position.embed(x, 7) is x
+    assert position.score_bias(2, 2, x.device, x.dtype) is None

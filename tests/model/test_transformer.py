@@ -1,0 +1,202 @@
+"""What must hold for every block, position scheme and head; transformers and a plain rewrite are the references."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import tiny_model
+
+from gptstar.configuration import preset
+from gptstar.model.cache import KeyValueCache
+from gptstar.model.config import BLOCKS, POSITIONS
+from gptstar.model.describe import parameter_count
+from gptstar.model.positions import alibi_slopes
+from gptstar.model.transformer import GPT
+
+EXACT = {
+    "gpt127": 127_030_272,
+    "gpt303": 303_825_408,
+    "gpt354": 354_823_168,
+    "gpt2_small": 124_439_808,
+    "gpt2_medium": 354_823_168,
+    "star_3m": 2_578_336,
+    "gpt2_3m": 2_578_336,
+    "star_9m": 8_742_240,
+    "gpt2_9m": 8_742_240,
+}
+SHAPES = [
+    pytest.param(dict(block=b, position=p, tie_head=t), id=f"{b}-{p}-{'tied' if t else 'untied'}")
+    for b, p, t in itertools.product(BLOCKS, POSITIONS, (True, False))
+]
+
+
+def build(**changes) -> GPT:
+    torch.manual_seed(0)
+    return GPT(tiny_model(**changes)).double()
+
+
+@pytest.mark.parametrize("name", sorted(EXACT))
+def test_presets_have_exactly_their_parameters(name):
+    with torch.device("meta"):
+        model = GPT(preset(name))
+    assert sum(p.numel() for p in model.parameters()) == EXACT[name]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_parameter_formula_counts_what_is_built(shape):
+    model = build(**shape)
+    assert parameter_count(model.config) == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_changed_token_never_changes_an_earlier_logit(shape):
+    model = build(**shape)
+    tokens = torch.randint(0, 300, (2, 12))
+    changed = tokens.clone()
+    changed[:, 7] = (changed[:, 7] + 1) % 300
+    before, after = model(tokens), model(changed)
+    assert torch.equal(before[:, :7], after[:, :7])
+    assert not torch.allclose(before[:, 7:], after[:, 7:])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_decoding_with_the_cache_equals_the_full_forward(shape):
+    model = build(**shape)
+    tokens = torch.randint(0, 300, (2, 12))
+    cache = KeyValueCache(model.config, 2, 12, dtype=torch.float64)
+    pieces = [model(piece, cache=cache) for piece in tokens.split([5, 1, 1, 3, 2], 1)]
+    torch.testing.assert_close(torch.cat(pieces, 1), model(tokens), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_save_and_load_is_exact_and_gradients_are_complete(shape):
+    model, other = build(**shape), build(**shape)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    other.load_state_dict(model.state_dict())
+    tokens = torch.randint(0, 300, (2, 12))
+    assert torch.equal(model(tokens), other(tokens))
+    model(tokens, tokens).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_loss_is_the_mean_cross_entropy_of_the_logits(shape):
+    model = build(**shape)
+    tokens, targets = torch.randint(0, 300, (2, 2, 12))
+    expected = F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
+    torch.testing.assert_close(model(tokens, targets), expected, rtol=1e-11, atol=0)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_names_in_a_checkpoint_do_not_depend_on_what_is_fused(block):
+    names = {n.removeprefix("blocks.0.") for n in build(block=block).state_dict() if n.startswith("blocks.0.")}
+    linears = {
+        f"{part}.{kind}"
+        for part in ("attention.query", "attention.key", "attention.value", "attention.output")
+        + ("feedforward.up", "feedforward.down")
+        for kind in ("weight", "bias")
+    }
+    assert linears <= names
+    assert all("norm" in name for name in names - linears)
+
+
+def plain_gpt_star(weights: dict, tokens: torch.Tensor, n_layer: int, n_head: int) -> torch.Tensor:
+    """GPT* written out from its definition, one matrix at a time: x + mlp(ln1(x)) + attn(ln1(x)), ALiBi, erf GELU."""
+
+    def linear(x, name):
+        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    def norm(x, name):
+        x = x - x.mean(-1, keepdim=True)
+        x = x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-5)
+        return x * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    x = weights["embedding.weight"][tokens]
+    T = tokens.shape[1]
+    for layer in range(n_layer):
+        block = f"blocks.{layer}"
+        h = norm(x, f"{block}.norm")
+        heads = []
+        q, k, v = (linear(h, f"{block}.attention.{part}") for part in ("query", "key", "value"))
+        for head, (qh, kh, vh) in enumerate(zip(*(t.chunk(n_head, -1) for t in (q, k, v)), strict=True)):
+            scores = qh @ kh.transpose(1, 2) / qh.shape[-1] ** 0.5
+            for i in range(T):
+                for j in range(T):
+                    scores[:, i, j] += -alibi_slopes(n_head)[head] * (i - j) if j <= i else -torch.inf
+            heads.append(scores.softmax(-1) @ vh)
+        attention = linear(torch.cat(heads, -1), f"{block}.attention.output")
+        up = linear(h, f"{block}.feedforward.up")
+        up = 0.5 * up * (1 + torch.erf(up / 2**0.5))
+        x = x + linear(up, f"{block}.feedforward.down") + attention
+    return norm(x, "norm") @ weights["embedding.weight"].T
+
+
+def test_the_fused_shared_norm_block_equals_a_plain_unfused_reference_in_float64():
+    model = build()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    tokens = torch.randint(0, 300, (2, 9))
+    weights = {name: value.detach() for name, value in model.state_dict().items()}
+    expected = plain_gpt_star(weights, tokens, model.config.n_layer, model.config.n_head)
+    torch.testing.assert_close(model(tokens), expected, rtol=1e-11, atol=1e-11)
+
+
+def test_sequential_learned_tanh_is_transformers_gpt2():
+    transformers = pytest.importorskip("transformers")
+    ours = build(block="sequential", position="learned", activation="gelu_tanh", n_head=4, d_head=8, d_ff=128)
+    config = transformers.GPT2Config(
+        vocab_size=300, n_positions=32, n_embd=32, n_layer=2, n_head=4, attn_pdrop=0, embd_pdrop=0, resid_pdrop=0
+    )
+    theirs = transformers.GPT2LMHeadModel(config).double().eval()
+    state = theirs.state_dict()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    renamed = {"embedding.weight": state["transformer.wte.weight"], "position.weight": state["transformer.wpe.weight"]}
+    parts = {"norm1": "ln_1", "norm2": "ln_2", "attention.output": "attn.c_proj"}
+    parts |= {"feedforward.up": "mlp.c_fc", "feedforward.down": "mlp.c_proj"}
+    for kind in ("weight", "bias"):
+        renamed[f"norm.{kind}"] = state[f"transformer.ln_f.{kind}"]
+        for layer in range(2):
+            for mine, name in parts.items():
+                value = state[f"transformer.h.{layer}.{name}.{kind}"]
+                renamed[f"blocks.{layer}.{mine}.{kind}"] = value.T if value.ndim == 2 else value
+            q, k, v = state[f"transformer.h.{layer}.attn.c_attn.{kind}"].chunk(3, -1)
+            for mine, value in (("query", q), ("key", k), ("value", v)):
+                renamed[f"blocks.{layer}.attention.{mine}.{kind}"] = value.T if value.ndim == 2 else value
+    ours.load_state_dict(renamed)
+    tokens = torch.randint(0, 300, (2, 20))
+    torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=1e-10, atol=1e-10)
+    mine, reference = (
+        ours(tokens, tokens.roll(-1, 1)),
+        F.cross_entropy(theirs(tokens).logits.flatten(0, 1), tokens.roll(-1, 1).flatten()),
+    )
+    mine.backward()
+    reference.backward()
+    torch.testing.assert_close(ours.embedding.weight.grad, theirs.transformer.wte.weight.grad, rtol=1e-8, atol=1e-11)
+
+
+def test_compiled_equals_eager():
+    model = build().float()
+    tokens = torch.randint(0, 300, (2, 12))
+    compiled = torch.compile(model, dynamic=False)
+    expected, actual = model(tokens, tokens), compiled(tokens, tokens)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    expected_grads = torch.autograd.grad(expected, list(model.parameters()))
+    actual_grads = torch.autograd.grad(actual, list(model.parameters()))
+    for a, b in zip(actual_grads, expected_grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_sequence_beyond_learned_positions_is_refused():
+    with pytest.raises(ValueError, match="33 tokens is longer than the 32 learned positions"):
+        build(position="learned")(torch.zeros(1, 33, dtype=torch.long))
+
+
+def test_alibi_reads_beyond_its_training_context():
+    assert build()(torch.zeros(1, 100, dtype=torch.long)).isfinite().all()

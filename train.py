@@ -1,0 +1,37 @@
+"""Trains a GPT: python train.py --help"""
+
+from __future__ import annotations
+
+import sys
+
+from gptstar.configuration import run_door
+from gptstar.training.allocator import keep_freed_memory
+
+if __name__ == "__main__":
+    keep_freed_memory()  # before torch is imported
+
+    from rich.console import Console
+
+    from gptstar.training.config import TrainConfig
+    from gptstar.training.interrupt import EXIT_CODE
+    from gptstar.training.loop import EXIT_NONFINITE, NonFiniteLoss, train
+
+    def main(config: TrainConfig) -> None:
+        """One run, and what to try after it."""
+        try:
+            outcome = train(config, Console())
+        except NonFiniteLoss as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(EXIT_NONFINITE)
+        if outcome.interrupted:
+            sys.exit(EXIT_CODE)
+        print(
+            f"""
+try next
+  python sample.py checkpoint={outcome.run} prompt='class Node:'
+  python evaluate.py checkpoint={outcome.run}
+  python train.py resume={outcome.run} trainer.max_steps={2 * outcome.step}
+  python train.py model=gpt2_3m"""
+        )
+
+    run_door("train", TrainConfig, main)
