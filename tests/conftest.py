@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,8 @@ import torch
 
 from gptstar.data.corpora import DataConfig
 from gptstar.data.tokenizer import TokenizerConfig
-from gptstar.model.config import ModelConfig
 from gptstar.training.config import TrainConfig, TrainerConfig
+from support import tiny_model, write_corpus
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -34,17 +33,6 @@ def shared() -> Path:
     return SHARED
 
 
-def write_corpus(folder: Path, n_file: int = 40, seed: int = 0) -> Path:
-    """Files of made-up sentences."""
-    rng = random.Random(seed)
-    words = ["".join(rng.choices("abcdefghij", k=rng.randint(2, 6))) for _ in range(60)]
-    folder.mkdir(parents=True, exist_ok=True)
-    for i in range(n_file):
-        lines = [" ".join(rng.choices(words, k=8)) + "." for _ in range(30)]
-        (folder / f"{i:03d}.txt").write_text("\n".join(lines))
-    return folder
-
-
 @pytest.fixture(scope="session")
 def corpus_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("corpus"))
@@ -53,22 +41,6 @@ def corpus_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
-
-
-def tiny_model(**changes) -> ModelConfig:
-    values = dict(
-        name="tiny",
-        vocab_size=300,
-        n_layer=2,
-        d_model=32,
-        n_head=3,
-        d_head=8,
-        d_ff=48,
-        context=32,
-        block="parallel_shared",
-        position="alibi",
-    )
-    return ModelConfig(**{**values, **changes})
 
 
 @pytest.fixture

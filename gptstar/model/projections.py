@@ -41,7 +41,8 @@ class FusedLinear(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.parts}, join={self.join}"
 
-    def _named_views(self, prefix: str) -> dict[str, Tensor]:
+    def named_views(self, prefix: str) -> dict[str, Tensor]:
+        """{name in a state dict: view of the part}, where `prefix` is this module's own, with its last dot."""
         parent = prefix[:-1].rpartition(".")[0]
         lead = f"{parent}." if parent else ""
         return {
@@ -51,17 +52,26 @@ class FusedLinear(nn.Module):
         }
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
-        for name, view in self._named_views(prefix).items():
+        for name, view in self.named_views(prefix).items():
             destination[name] = view if keep_vars else view.detach()
 
-    def _load_from_state_dict(
-        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-    ) -> None:
-        for name, view in self._named_views(prefix).items():
-            if name not in state_dict:
-                missing_keys.append(name)
-            elif state_dict[name].shape != view.shape:
-                error_msgs.append(f"{name}: shape {tuple(state_dict[name].shape)}, expected {tuple(view.shape)}")
+
+def load_fused_parts(module: nn.Module, state_dict, prefix, metadata, strict, missing, unexpected, errors) -> None:
+    """A load_state_dict pre-hook for the module that holds the whole model: fills its fused layers part by part.
+
+    torch hands a child only the names below its own, and the parts' names are not, so their holder has to do it.
+    """
+    for path, fused in module.named_modules():
+        if not isinstance(fused, FusedLinear):
+            continue
+        for name, view in fused.named_views(f"{prefix}{path}.").items():
+            part = state_dict.pop(name, None)
+            if part is None:
+                missing.append(name)
+            elif part.shape != view.shape:
+                errors.append(f"{name}: shape {tuple(part.shape)}, expected {tuple(view.shape)}")
             else:
                 with torch.no_grad():
-                    view.copy_(state_dict[name])
+                    view.copy_(part)
+        # What torch itself would look for next: it is filled already.
+        state_dict[f"{prefix}{path}.weight"], state_dict[f"{prefix}{path}.bias"] = fused.weight, fused.bias

@@ -13,6 +13,7 @@ from gptstar.model.config import ModelConfig
 from gptstar.model.initialization import initialize
 from gptstar.model.loss import linear_cross_entropy
 from gptstar.model.positions import SCHEMES
+from gptstar.model.projections import load_fused_parts
 
 
 class GPT(nn.Module):
@@ -26,6 +27,7 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(BLOCKS[config.block](config, layer) for layer in range(config.n_layer))
         self.norm = nn.LayerNorm(config.d_model, eps=config.norm_eps)
         self.head = None if config.tie_head else nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.register_load_state_dict_pre_hook(load_fused_parts)
         initialize(self, config)
 
     @property

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_corpus
 
 from gptstar.data.corpora import DataConfig
 from gptstar.data.prepare import prepare
 from gptstar.data.tokenizer import TokenizerConfig
 from gptstar.errors import UserError
+from support import write_corpus
 
 BPE = TokenizerConfig(vocab_size=300)
 
@@ -118,7 +118,7 @@ def test_a_damaged_cache_is_refused_with_the_remedy(data):
 
 def test_a_failure_leaves_nothing_behind(data):
     (Path(data.paths[0]).parent / "zzz.txt").write_bytes(b"\xff\xfe broken")
-    with pytest.raises(UserError, match="zzz.txt is not UTF-8"):
+    with pytest.raises(UserError, match=r"zzz\.txt is not UTF-8"):
         prepare(data, BPE)
     assert list(Path(data.cache_dir).iterdir()) == []
 

@@ -1,3 +1,4 @@
+import itertools
 import json
 import tempfile
 from pathlib import Path
@@ -40,7 +41,7 @@ def test_what_is_read_is_what_was_written(documents, shard_tokens, data):
         for shard in split.shards:
             tokens = np.fromfile(folder / shard.file, token_dtype(300)).tolist()
             offsets = [*np.load(folder / shard.offsets_file).tolist(), len(tokens)]
-            rebuilt += [tokens[a : b - 1] for a, b in zip(offsets, offsets[1:], strict=False)]
+            rebuilt += [tokens[a : b - 1] for a, b in itertools.pairwise(offsets)]
         assert rebuilt == documents
 
 

@@ -1,10 +1,10 @@
 import pytest
 import torch
-from conftest import tiny_model
 
 from gptstar.model.attention import KERNELS, Attention, causal_mask, dense_attention, masked_bias
 from gptstar.model.cache import KeyValueCache
 from gptstar.model.positions import SCHEMES
+from support import tiny_model
 
 
 @pytest.mark.parametrize("kernel", sorted(KERNELS))

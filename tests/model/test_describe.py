@@ -1,12 +1,12 @@
 import torch
 import torch.nn.functional as F
-from conftest import tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from gptstar.configuration import preset
 from gptstar.model.attention import KERNELS
 from gptstar.model.describe import flops_per_token, parameter_count
 from gptstar.model.transformer import GPT
+from support import tiny_model
 
 
 def test_flops_agree_with_torchs_counter():

@@ -1,8 +1,8 @@
 import pytest
 import torch
-from conftest import tiny_model
 
 from gptstar.model.transformer import GPT
+from support import tiny_model
 
 
 @pytest.mark.parametrize(("block", "additions"), [("sequential", 2), ("parallel", 1), ("parallel_shared", 1)])

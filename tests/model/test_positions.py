@@ -2,11 +2,11 @@ import math
 
 import pytest
 import torch
-from conftest import tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gptstar.model.positions import ALiBi, LearnedPosition, NoPosition, alibi_slopes
+from support import tiny_model
 
 
 def test_slopes_of_eight_heads():

@@ -2,13 +2,14 @@ import pytest
 import torch
 from torch import nn
 
-from gptstar.model.projections import FusedLinear
+from gptstar.model.projections import FusedLinear, load_fused_parts
 
 
 class Holder(nn.Module):
     def __init__(self, join: str) -> None:
         super().__init__()
         self.fused = FusedLinear({"a": 3, "group.b": 5}, 4, join=join)
+        self.register_load_state_dict_pre_hook(load_fused_parts)
 
 
 def filled(join: str) -> Holder:

@@ -5,7 +5,6 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import tiny_model
 
 from gptstar.configuration import preset
 from gptstar.model.cache import KeyValueCache
@@ -13,6 +12,7 @@ from gptstar.model.config import BLOCKS, POSITIONS
 from gptstar.model.describe import parameter_count
 from gptstar.model.positions import alibi_slopes
 from gptstar.model.transformer import GPT
+from support import tiny_model
 
 EXACT = {
     "gpt127": 127_030_272,
@@ -96,8 +96,11 @@ def test_names_in_a_checkpoint_do_not_depend_on_what_is_fused(block):
     names = {n.removeprefix("blocks.0.") for n in build(block=block).state_dict() if n.startswith("blocks.0.")}
     linears = {
         f"{part}.{kind}"
-        for part in ("attention.query", "attention.key", "attention.value", "attention.output")
-        + ("feedforward.up", "feedforward.down")
+        for part in (
+            *(f"attention.{p}" for p in ("query", "key", "value", "output")),
+            "feedforward.up",
+            "feedforward.down",
+        )
         for kind in ("weight", "bias")
     }
     assert linears <= names

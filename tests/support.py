@@ -1,0 +1,35 @@
+"""What several tests build: a made-up corpus and a tiny model."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from gptstar.model.config import ModelConfig
+
+
+def write_corpus(folder: Path, n_file: int = 40, seed: int = 0) -> Path:
+    """Files of made-up sentences."""
+    rng = random.Random(seed)
+    words = ["".join(rng.choices("abcdefghij", k=rng.randint(2, 6))) for _ in range(60)]
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(n_file):
+        lines = [" ".join(rng.choices(words, k=8)) + "." for _ in range(30)]
+        (folder / f"{i:03d}.txt").write_text("\n".join(lines))
+    return folder
+
+
+def tiny_model(**changes) -> ModelConfig:
+    values = dict(
+        name="tiny",
+        vocab_size=300,
+        n_layer=2,
+        d_model=32,
+        n_head=3,
+        d_head=8,
+        d_ff=48,
+        context=32,
+        block="parallel_shared",
+        position="alibi",
+    )
+    return ModelConfig(**{**values, **changes})

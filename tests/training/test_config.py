@@ -1,0 +1,58 @@
+import pytest
+
+from gptstar.data.tokenizer import TokenizerConfig
+from gptstar.errors import UserError
+from gptstar.training.config import LoggerConfig, TrainConfig, TrainerConfig
+from gptstar.training.schedules import ScheduleConfig
+from support import tiny_model
+
+
+def config(trainer=None, schedule=None, **changes) -> TrainConfig:
+    return TrainConfig(
+        model=tiny_model(**changes),
+        tokenizer=TokenizerConfig(vocab_size=300),
+        trainer=TrainerConfig(**{"max_steps": 10, **(trainer or {})}),
+        schedule=ScheduleConfig(**(schedule or {})),
+    )
+
+
+def test_a_budget_in_tokens_is_whole_steps():
+    run = config({"max_steps": None, "max_tokens": 1000, "batch_size": 4})
+    assert (run.tokens_per_step, run.total_steps) == (128, 7)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: config(schedule={"warmup_steps": 11}), "schedule.warmup_steps=11 is longer than the run of 10 steps"),
+        (lambda: config({"sequence_length": 64}, position="learned"), "trainer.sequence_length=64 is longer"),
+        (lambda: config({"max_steps": None, "max_tokens": 100}), "trainer.max_tokens=100 is less than one step"),
+        (lambda: config(vocab_size=299), "the tokenizer has 300 tokens but model.vocab_size=299"),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_refused(make, words):
+    with pytest.raises(UserError, match=words):
+        make().check()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"precision": "fp8"}, "trainer.precision='fp8' is unknown"),
+        ({"max_tokens": 5}, "exactly one"),
+        ({"max_steps": None}, "exactly one"),
+        ({"batch_size": 6, "microbatch": 4}, "trainer.batch_size=6 is not a multiple of trainer.microbatch=4"),
+        ({"batch_size": 0}, "trainer.batch_size=0"),
+        ({"nonfinite": "ignore"}, "trainer.nonfinite='ignore'"),
+        ({"clip": -1.0}, "trainer.clip=-1.0"),
+        ({"keep_last": 0}, "trainer.keep_last=0"),
+    ],
+)
+def test_impossible_trainer_settings_are_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        TrainerConfig(**{"max_steps": 10, **changes})
+
+
+def test_an_unknown_logger_is_refused():
+    with pytest.raises(ValueError, match=r"logger\.name='mlflow' is unknown: choose one of jsonl"):
+        LoggerConfig(name="mlflow")

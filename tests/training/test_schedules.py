@@ -1,0 +1,61 @@
+import itertools
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gptstar.training.schedules import SCHEDULES, ScheduleConfig, learning_rate_factor
+
+
+def test_the_published_recipe():
+    """51,000 steps: 4,000 of warm-up from 0, cosine to a tenth, held for the last 10% of tokens."""
+    config = ScheduleConfig(name="cosine", warmup_steps=4000, final_ratio=0.1, hold_share=0.1)
+
+    def lr(step):
+        return 6e-4 * learning_rate_factor(config, step, 51_000)
+
+    assert lr(0) == pytest.approx(6e-4 / 4000)
+    assert lr(1999) == pytest.approx(3e-4)
+    assert lr(4000) == pytest.approx(6e-4)
+    middle = (4000 + 45_900) // 2
+    assert lr(middle) == pytest.approx((6e-4 + 6e-5) / 2, rel=1e-3)
+    assert lr(45_900) == lr(50_999) == pytest.approx(6e-5)
+
+
+def test_warmup_stable_decay():
+    config = ScheduleConfig(name="wsd", warmup_steps=10, final_ratio=0.0, decay_share=0.2)
+    factors = [learning_rate_factor(config, step, 100) for step in range(100)]
+    assert factors[9:81] == [1.0] * 72
+    assert factors[90] == pytest.approx(0.5) and factors[99] == pytest.approx(0.05)
+
+
+def test_constant():
+    config = ScheduleConfig(name="constant", warmup_steps=2)
+    assert [learning_rate_factor(config, step, 5) for step in range(5)] == [0.5, 1.0, 1.0, 1.0, 1.0]
+
+
+@given(
+    st.sampled_from(sorted(SCHEDULES)),
+    st.integers(1, 500),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.floats(0, 1),
+)
+def test_every_schedule_rises_once_then_never_again(name, total, warmup, final, hold, decay):
+    config = ScheduleConfig(name, int(warmup * total), final, hold, decay)
+    factors = [learning_rate_factor(config, step, total) for step in range(total)]
+    assert all(0 <= f <= 1 + 1e-12 and math.isfinite(f) for f in factors)
+    after = factors[config.warmup_steps :]
+    assert all(a >= b - 1e-12 for a, b in itertools.pairwise(after))
+    assert all(a < b for a, b in itertools.pairwise(factors[: config.warmup_steps]))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"name": "cosin"}, {"warmup_steps": -1}, {"final_ratio": 1.5}, {"hold_share": -0.1}]
+)
+def test_impossible_settings_are_refused(changes):
+    key, value = next(iter(changes.items()))
+    with pytest.raises(ValueError, match=rf"schedule.{key}={value!r}"):
+        ScheduleConfig(**changes)
