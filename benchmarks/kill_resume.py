@@ -1,5 +1,5 @@
-"""Does a run survive kill -9? Kills one at random instants, half of them while a checkpoint is being written, resumes it
-each time, and compares everything with a run that was left alone.
+"""Does a run survive kill -9? Kills one at random instants, half of them while a checkpoint is being written, resumes
+it each time, and compares everything with a run that was left alone.
 
     python benchmarks/kill_resume.py --kills 20
 
@@ -48,7 +48,13 @@ def configuration(folder: Path) -> TrainConfig:
         data=DataConfig(corpus="text_files", paths=[f"{folder}/*.txt"], cache_dir=f"{folder}/cache"),
         tokenizer=TokenizerConfig(vocab_size=300),
         trainer=TrainerConfig(
-            device="cpu", batch_size=8, max_steps=STEPS, eval_every=10, eval_tokens=512, checkpoint_every=2, peak_flops=1e11
+            device="cpu",
+            batch_size=8,
+            max_steps=STEPS,
+            eval_every=10,
+            eval_tokens=512,
+            checkpoint_every=2,
+            peak_flops=1e11,
         ),
         run_dir=str(folder / "killed"),
     )
@@ -75,7 +81,7 @@ def start(config: TrainConfig) -> int:
 
 
 def kill_at_random(config: TrainConfig, rng: random.Random, in_checkpoint: bool, longest: float) -> bool | None:
-    """One life of the run. True: killed while a checkpoint was half written; False: at another instant; None: it ended."""
+    """One life of the run. True: killed with a checkpoint half written; False: at another instant; None: it ended."""
     child = start(config)
     deadline = time.monotonic() + rng.uniform(0.05, longest)
     checkpoints = Path(config.run_dir) / "checkpoints"

@@ -8,7 +8,8 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from datetime import datetime
 from pathlib import Path
@@ -53,13 +54,30 @@ def run_door(name: str, schema: type, main: Callable[[Any], None]) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # lets errors reach us instead of printing them its own way
 
     def task(config: DictConfig) -> None:
-        main(_checked(config, schema))
+        with _mistakes_in_one_line(schema):  # here already: Hydra would add lines of its own
+            try:
+                main(_checked(config, schema))
+            except Exception:
+                _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
+                raise
 
-    try:
+    with _mistakes_in_one_line(schema):
         hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=name)(task)()
+
+
+@contextmanager
+def _mistakes_in_one_line(schema: type) -> Iterator[None]:
+    try:
+        yield
     except (UserError, HydraException, OmegaConfBaseException) as error:
         print(f"error: {_one_line(error, schema)}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Hydra makes the run folder before anything is checked."""
+    if folder.is_dir() and folder != Path.cwd() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _checked(config: DictConfig, schema: type) -> Any:
@@ -113,16 +131,16 @@ def _one_line(error: Exception, schema: type) -> str:
         return f"{group}={choice} is unknown: choose one of {', '.join(names)}" if names else first
     if isinstance(error, OverrideParseException):
         return f"{error.override!r} is not of the form key=value: quote values with spaces or special characters"
-    full_key = next((line.split(":", 1)[1].strip() for line in text.splitlines() if "full_key:" in line), "")
-    cause = error.__cause__ or error
-    if "not in" in text and full_key:
+    cause = str(error.__cause__ or error)  # OmegaConf's own words where Hydra wraps them
+    full_key = next((line.split(":", 1)[1].strip() for line in cause.splitlines() if "full_key:" in line), "")
+    if "not in" in cause and full_key:
         known = _all_keys(schema)
         close = difflib.get_close_matches(full_key, known, n=1, cutoff=0.5) or difflib.get_close_matches(
             full_key.rpartition(".")[2], known, n=1, cutoff=0.5
         )
         hint = f"did you mean {close[0]}?" if close else "python train.py --help lists them"
         return f"{full_key} is not a setting: {hint}"
-    reason = next(line for line in str(cause).splitlines() if line.strip())
+    reason = next(line for line in cause.splitlines() if line.strip())
     return f"{full_key}: {reason}" if full_key else reason
 
 

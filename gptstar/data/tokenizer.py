@@ -31,6 +31,8 @@ class TokenizerConfig:
     eot_token: str = "<|endoftext|>"
 
     def __post_init__(self) -> None:
+        if not self.source:
+            raise ValueError("tokenizer.source is not set: name a tokenizer.json, a folder or a hub name, or train")
         if self.source == "train" and self.vocab_size < 257:
             raise ValueError(f"tokenizer.vocab_size={self.vocab_size} must be at least 257: 256 bytes and end of text")
         if self.train_bytes < 1:

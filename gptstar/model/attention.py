@@ -66,7 +66,7 @@ class AttentionCore(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.n_head, self.d_head, self.layer = config.n_head, config.d_head, layer
+        self.n_head, self.d_head, self.layer = config.n_head, config.head_size, layer
         self.kernel = KERNELS[pick_kernel()]
 
     def forward(self, qkv_BT3A: Tensor, bias_HTS: Tensor | None, cache: KeyValueCache | None) -> Tensor:

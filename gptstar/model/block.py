@@ -80,16 +80,21 @@ class SharedParallelBlock(Block):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         width = config.d_attention
-        self.widths = (3 * width, config.d_ff)
+        self.widths = (3 * width, config.d_feedforward)
         self.norm = nn.LayerNorm(config.d_model, eps=config.norm_eps)
         self.inputs = FusedLinear(
-            {"attention.query": width, "attention.key": width, "attention.value": width, "feedforward.up": config.d_ff},
+            {
+                "attention.query": width,
+                "attention.key": width,
+                "attention.value": width,
+                "feedforward.up": config.d_feedforward,
+            },
             config.d_model,
         )
         self.core = AttentionCore(config, layer)
         self.activation = ACTIVATION[config.activation]
         self.outputs = FusedLinear(
-            {"attention.output": width, "feedforward.down": config.d_ff}, config.d_model, join="inputs"
+            {"attention.output": width, "feedforward.down": config.d_feedforward}, config.d_model, join="inputs"
         )
 
     def forward(self, x_BTC: Tensor, bias_HTS: Tensor | None, cache: KeyValueCache | None) -> Tensor:

@@ -55,17 +55,25 @@ class ModelConfig:
         for key in ("norm_eps", "init_std"):
             if not getattr(self, key) > 0:
                 raise ValueError(f"model.{key}={getattr(self, key)} must be above 0")
-        if not self.d_head:
-            if self.d_model % self.n_head:
-                raise ValueError(
-                    f"model.d_model={self.d_model} is not divisible by model.n_head={self.n_head}: "
-                    "change one of them, or set model.d_head"
-                )
-            self.d_head = self.d_model // self.n_head
-        if not self.d_ff:
-            self.d_ff = 4 * self.d_model
+        if not self.d_head and self.d_model % self.n_head:
+            raise ValueError(
+                f"model.d_model={self.d_model} is not divisible by model.n_head={self.n_head}: "
+                "change one of them, or set model.d_head"
+            )
+
+    # Fields stay as they were given, so that a changed d_model changes the widths that follow from it.
+
+    @property
+    def head_size(self) -> int:
+        """Channels a head."""
+        return self.d_head or self.d_model // self.n_head
 
     @property
     def d_attention(self) -> int:
-        """Width of all heads side by side: n_head * d_head."""
-        return self.n_head * self.d_head
+        """Width of all heads side by side."""
+        return self.n_head * self.head_size
+
+    @property
+    def d_feedforward(self) -> int:
+        """Width between the feed-forward's two matrices."""
+        return self.d_ff or 4 * self.d_model

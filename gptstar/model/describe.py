@@ -7,7 +7,7 @@ from gptstar.model.config import ModelConfig
 
 def parameter_count(config: ModelConfig) -> int:
     """Trainable parameters, the tied head counted once."""
-    c, a, f = config.d_model, config.d_attention, config.d_ff
+    c, a, f = config.d_model, config.d_attention, config.d_feedforward
     norms = 1 if config.block == "parallel_shared" else 2
     layer = norms * 2 * c + 3 * (c + 1) * a + (a + 1) * c + (c + 1) * f + (f + 1) * c
     embeddings = config.vocab_size * c * (1 if config.tie_head else 2)

@@ -28,8 +28,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(config.d_model, config.d_ff)
-        self.down = nn.Linear(config.d_ff, config.d_model)
+        self.up = nn.Linear(config.d_model, config.d_feedforward)
+        self.down = nn.Linear(config.d_feedforward, config.d_model)
         self.activation = ACTIVATION[config.activation]
 
     def forward(self, x_BTC: Tensor) -> Tensor:

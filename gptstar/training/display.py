@@ -23,7 +23,8 @@ class Display:
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._printed = 0.0
-        self._step_seconds: float | None = None
+        self._step_seconds = 0.0
+        self._shown = 0
 
     def note(self, text: str) -> None:
         """One thing worth keeping."""
@@ -45,9 +46,13 @@ class Display:
         self._progress = None
 
     def step(self, step: int, loss: float, seconds: float, tokens_per_second: float, mfu: float | None) -> None:
-        """After each optimizer step; the rates shown are smoothed over about 20 steps."""
-        weight = 0.05 if self._step_seconds is not None else 1.0
-        self._step_seconds = weight * seconds + (1 - weight) * (self._step_seconds or 0.0)
+        """After each optimizer step; the rates shown are smoothed over about 20 steps.
+
+        The first step, in which memory is touched and kernels are compiled, is forgotten at the second.
+        """
+        weight = 1.0 if self._shown < 2 else max(0.05, 1 / self._shown)
+        self._step_seconds = weight * seconds + (1 - weight) * self._step_seconds
+        self._shown += 1
         scale = seconds / self._step_seconds
         left = timedelta(seconds=round((self._total - step) * self._step_seconds))
         state = f"step {step}/{self._total}  loss {loss:.3f}  {tokens_per_second * scale:,.0f} tokens/s"

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from gptstar.configuration import config_directory, preset
@@ -7,7 +9,9 @@ from gptstar.model.config import ModelConfig
 
 def test_widths_follow_from_d_model():
     config = ModelConfig(d_model=768, n_head=12)
-    assert (config.d_head, config.d_ff, config.d_attention) == (64, 3072, 768)
+    assert (config.head_size, config.d_feedforward, config.d_attention) == (64, 3072, 768)
+    wider = dataclasses.replace(config, d_model=1536)
+    assert (wider.head_size, wider.d_feedforward) == (128, 6144)
 
 
 def test_wide_heads_need_no_divisibility():

@@ -1,0 +1,58 @@
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from gptstar.data.prepare import prepare
+from gptstar.evaluation.command import EvaluateConfig, evaluate
+from gptstar.evaluation.held_out import held_out_loss
+from gptstar.training.loop import train
+
+CPU = torch.device("cpu")
+
+
+class Uniform:
+    """A model that knows nothing; remembers what it was shown."""
+
+    def __init__(self) -> None:
+        self.seen: list[torch.Tensor] = []
+
+    def __call__(self, inputs, targets):
+        self.seen.append(inputs)
+        return torch.tensor(math.log(300))
+
+
+def test_a_uniform_model_needs_log_v_nats(train_config):
+    stream = prepare(train_config.data, train_config.tokenizer).validation
+    result = held_out_loss(Uniform(), stream, 32, 3, CPU)
+    assert result.loss == pytest.approx(math.log(300))
+    assert result.bits_per_byte == pytest.approx(math.log2(300) * len(stream) / stream.split.bytes)
+
+
+def test_every_window_is_read_once_or_a_few_spread_over_all(train_config):
+    stream = prepare(train_config.data, train_config.tokenizer).validation
+    whole, some = Uniform(), Uniform()
+    n = (len(stream) - 1) // 32
+    assert held_out_loss(whole, stream, 32, 3, CPU).tokens == n * 32
+    assert torch.equal(torch.cat(whole.seen).flatten(), torch.from_numpy(stream.read(0, n * 32)))
+    assert held_out_loss(some, stream, 32, 3, CPU, max_tokens=4 * 32).tokens == 4 * 32
+    starts = [int((torch.cat(whole.seen) == row).all(1).nonzero()[0]) for row in torch.cat(some.seen)]
+    assert starts == [i * n // 4 for i in range(4)]
+
+
+def test_a_partial_last_batch_counts_by_its_size(train_config):
+    """Mean over windows, not over batches."""
+    stream = prepare(train_config.data, train_config.tokenizer).validation
+
+    def model(inputs, targets):
+        return inputs.double().mean()
+
+    results = [held_out_loss(model, stream, 32, batch, CPU).loss for batch in (1, 7, 10_000)]
+    assert results == pytest.approx([results[0]] * 3, rel=1e-9)
+
+
+def test_evaluate_repeats_the_runs_own_final_figure(train_config):
+    outcome = train(train_config)
+    result = evaluate(EvaluateConfig(checkpoint=train_config.run_dir, device="cpu"))
+    assert dataclasses.asdict(result) == pytest.approx(dataclasses.asdict(outcome.final), rel=1e-6)

@@ -1,0 +1,76 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import gptstar
+from gptstar.errors import UserError
+from gptstar.pretrained.native import find_checkpoint
+from gptstar.training.loop import train
+
+
+@pytest.fixture
+def run(train_config) -> Path:
+    train(train_config)
+    return Path(train_config.run_dir)
+
+
+def test_a_run_loads_with_its_tokenizer_ready_to_use(run):
+    model, tokenizer = gptstar.load(run)
+    assert not model.training and tokenizer.vocab_size == 300
+    assert model(torch.tensor([[1, 2, 3]])).shape == (1, 3, 300)
+    assert model.position.slopes_H.tolist() == pytest.approx([1 / 16, 1 / 256, 1 / 4])
+    half, _ = gptstar.load(run, dtype=torch.bfloat16)
+    assert half.embedding.weight.dtype == torch.bfloat16
+
+
+def test_it_is_the_model_that_was_trained(run):
+    fresh = gptstar.GPT(gptstar.load(run)[0].config)
+    moved = [not torch.equal(a, b) for a, b in zip(gptstar.load(run)[0].parameters(), fresh.parameters(), strict=True)]
+    assert all(moved)
+
+
+def test_a_checkpoint_without_its_training_folder_is_weights_only(run, tmp_path):
+    folder = tmp_path / "weights"
+    shutil.copytree(find_checkpoint(run), folder, ignore=shutil.ignore_patterns("training"))
+    ours, theirs = gptstar.load(folder)[0], gptstar.load(run)[0]
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def drop_layer(path: Path) -> None:
+    values = json.loads(path.read_text())
+    values["model"]["n_layer"] = 1
+    path.write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "words"),
+    [
+        ("model.safetensors", truncate, "damaged"),
+        ("model.safetensors", Path.unlink, "cannot be read"),
+        ("config.json", lambda p: p.write_text("{"), "damaged"),
+        ("config.json", lambda p: p.write_text("{}"), "not a gptstar-1 checkpoint"),
+        ("config.json", drop_layer, "does not fit its config.json.*blocks.1"),
+        ("tokenizer.json", truncate, "tokenizer"),
+    ],
+)
+def test_damage_is_named(run, file, damage, words):
+    folder = find_checkpoint(run)
+    damage(folder / file)
+    with pytest.raises(UserError, match=words) as error:
+        gptstar.load(folder)
+    assert file in str(error.value)
+
+
+def test_what_is_no_run_is_named(tmp_path):
+    with pytest.raises(UserError, match="no such run or checkpoint folder"):
+        gptstar.load(tmp_path / "nothing")
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="has no checkpoint yet"):
+        gptstar.load(tmp_path)

@@ -1,0 +1,159 @@
+"""The command line: every mistake is one clear line and exit code 2, before any work."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra.core.global_hydra import GlobalHydra
+
+from gptstar.configuration import config_directory, preset, run_door
+from gptstar.evaluation.command import EvaluateConfig
+from gptstar.generation.command import SampleConfig, sample
+from gptstar.model.describe import parameter_count
+from gptstar.training import loop
+from gptstar.training.config import TrainConfig
+from gptstar.training.loop import train
+
+
+@pytest.fixture
+def door(monkeypatch, tmp_path):
+    """Runs train.py's (or another) command line in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str, name="train", schema=TrainConfig, main=train):
+        GlobalHydra.instance().clear()
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+        run_door(name, schema, main)
+
+    yield call
+    GlobalHydra.instance().clear()
+
+
+def composed(door, *arguments) -> list[TrainConfig]:
+    configs: list[TrainConfig] = []
+    door(*arguments, main=configs.append)
+    return configs
+
+
+MISTAKES = [
+    (["trainer.max_stepz=5"], ["trainer.max_stepz is not a setting", "did you mean trainer.max_steps?"]),
+    (["trainer.steps=5"], ["trainer.steps is not a setting"]),
+    (["modle=gpt127"], ["modle is not a setting", "did you mean model?"]),
+    (["model=gpt128"], ["model=gpt128 is unknown", "gpt127", "star_3m"]),
+    (["experiment=gpt12"], ["experiment=gpt12 is unknown", "gpt127"]),
+    (["trainer.max_steps=many"], ["trainer.max_steps", "many"]),
+    (["trainer.clip=[1]"], ["trainer.clip"]),
+    (["model=gpt2_3m", "model.n_head=7"], ["model.d_model=192", "model.n_head=7", "model.d_head"]),
+    (["schedule.warmup_steps=5000"], ["schedule.warmup_steps=5000", "600 steps"]),
+    (["data=text_files"], ["data.paths is empty"]),
+    (["data=text_files", "data.paths=[nowhere/*.txt]"], ["no file matches 'nowhere/*.txt'"]),
+    (["tokenizer.vocab_size=9000"], ["9000 tokens", "model.vocab_size=4096", "set model.vocab_size=9000"]),
+    (["tokenizer=file"], ["tokenizer.source is not set"]),
+    (["trainer.precision=fp8"], ["trainer.precision='fp8'", "bf16"]),
+    (["trainer.device=cuda:99"], ["device=cuda:99 cannot be used here"]),
+    (["resume=runs/never"], ["runs/never", "no such run"]),
+    (["prompt=a b", "x y"], ["'x y' is not of the form key=value"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), MISTAKES, ids=[" ".join(a) for a, _ in MISTAKES])
+def test_a_mistake_is_one_line_and_leaves_nothing_behind(door, capsys, tmp_path, arguments, words, monkeypatch):
+    monkeypatch.setattr(loop, "Trainer", None)  # no work may begin
+    with pytest.raises(SystemExit) as exit_:
+        door(*arguments)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert exit_.value.code == 2
+    assert len(lines) == 1 and lines[0].startswith("error: "), lines
+    assert all(word in lines[0] for word in words), lines[0]
+    assert list(tmp_path.rglob("*")) in ([], [tmp_path / "runs"])
+
+
+def test_a_misspelt_key_in_a_yaml_file_is_named(door, capsys, tmp_path):
+    (tmp_path / "mine" / "trainer").mkdir(parents=True)
+    (tmp_path / "mine" / "trainer" / "long.yaml").write_text("max_stepz: 10\n")
+    with pytest.raises(SystemExit):
+        door("--config-dir", str(tmp_path / "mine"), "trainer=long")
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "trainer.max_stepz is not a setting: did you mean trainer.max_steps?" in error
+
+
+def test_sample_and_evaluate_need_a_checkpoint(door, capsys):
+    for name, schema in (("sample", SampleConfig), ("evaluate", EvaluateConfig)):
+        with pytest.raises(SystemExit):
+            door(name=name, schema=schema, main=sample)
+        assert "error: checkpoint is not set: add checkpoint=..." in capsys.readouterr().err
+
+
+def test_the_recipes_are_those_of_the_publication(door):
+    for name, parameters in (("gpt127", "gpt127"), ("gpt303", "gpt303")):
+        (config,) = composed(door, f"experiment={name}")
+        assert config.model.name == parameters
+        assert (config.total_steps, config.tokens_per_step) == (51_000, 1024 * 512)
+        assert (config.optimizer.lr, config.optimizer.weight_decay, config.trainer.clip) == (6e-4, 0.1, 1.0)
+        schedule = config.schedule
+        assert (schedule.name, schedule.warmup_steps, schedule.final_ratio, schedule.hold_share) == (
+            "cosine",
+            4000,
+            0.1,
+            0.1,
+        )
+        assert (config.data.clean, config.tokenizer.source) == ("ftfy", "gpt2")
+        config.check()
+
+
+@pytest.mark.parametrize(
+    "group", ["model", "data", "tokenizer", "optimizer", "schedule", "trainer", "logger", "experiment"]
+)
+def test_every_choice_of_every_group_composes(door, group):
+    more = {"text_files": ["data.paths=[x]"], "hub": ["data.dataset=x"], "file": ["tokenizer.source=x"]}
+    for path in sorted((config_directory() / group).glob("*.yaml")):
+        (config,) = composed(door, f"{group}={path.stem}", *more.get(path.stem, []))
+        assert isinstance(config, TrainConfig)
+        if group == "model":
+            assert config.model == preset(path.stem)
+            assert parameter_count(config.model) == parameter_count(preset(path.stem))
+
+
+def test_runs_go_where_they_are_told_and_sweeps_into_folders_of_their_own(door):
+    assert composed(door, "run_dir=here")[0].run_dir == "here"
+    assert composed(door)[0].run_dir.startswith("runs/")
+    sweep = composed(door, "-m", "run_dir=study", "model=star_3m,gpt2_3m", "trainer.seed=0,1")
+    assert [c.run_dir for c in sweep] == [
+        f"study/model={m},trainer.seed={s}" for m in ("star_3m", "gpt2_3m") for s in (0, 1)
+    ]
+
+
+def test_train_resume_evaluate_and_sample_by_command_line(door, corpus_dir, tmp_path, capsys):
+    settings = [
+        "data=text_files",
+        f"data.paths=[{corpus_dir}/*.txt]",
+        f"data.cache_dir={tmp_path}/cache",
+        "data.validation_fraction=0.2",
+        "tokenizer.vocab_size=300",
+        "model.vocab_size=300",
+        "model.n_layer=1",
+        "model.context=32",
+        "trainer.batch_size=2",
+        "trainer.peak_flops=1e11",
+        "schedule.warmup_steps=2",
+    ]
+    door(*settings, "run_dir=first", "trainer.max_steps=3", main=lambda config: train(config) and None)
+    saved = yaml.safe_load(Path("first/config.yaml").read_text())
+    assert saved["model"]["n_layer"] == 1 and saved["trainer"]["max_steps"] == 3
+    door("resume=first", "trainer.max_steps=5")
+    assert yaml.safe_load(Path("first/config.yaml").read_text())["model"]["n_layer"] == 1
+    assert sorted(p.name for p in Path("first/checkpoints").iterdir()) == ["step-00000003", "step-00000005"]
+    with pytest.raises(SystemExit):
+        door("resume=first", "model=gpt2_3m", "trainer.max_steps=9")
+    assert "model.n_layer 1 -> 4" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        door("resume=first", "experiment=gpt127")
+    assert "leave experiment=gpt127 out" in capsys.readouterr().err
+    texts: list[str] = []
+    for _ in range(2):
+        door(
+            "checkpoint=first", "prompt=abc", "max_new_tokens=8", name="sample", schema=SampleConfig,
+            main=lambda config: texts.append(sample(config)),
+        )  # fmt: skip
+    assert texts[0] == texts[1] and texts[0].startswith("abc")

@@ -1,0 +1,109 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from gptstar.data.tokenizer import TokenizerConfig, train_tokenizer
+from gptstar.errors import UserError
+from gptstar.model.transformer import GPT
+from gptstar.pretrained.native import list_checkpoints
+from gptstar.training import checkpoint as module
+from gptstar.training.checkpoint import restore_checkpoint, save_checkpoint
+from gptstar.training.optimizers import OptimizerConfig, build_optimizer
+from gptstar.training.state import TrainState
+from support import tiny_model
+
+TOKENIZER = train_tokenizer(["a b c"], TokenizerConfig(vocab_size=260))
+
+
+def new_state(seed: int = 0, **optimizer) -> TrainState:
+    torch.manual_seed(seed)
+    model = GPT(tiny_model())
+    return TrainState(model, build_optimizer(model, OptimizerConfig(**optimizer)), torch.amp.GradScaler("cpu"))
+
+
+def advance(state: TrainState) -> None:
+    tokens = torch.randint(0, 300, (2, 8))  # the run's random state decides
+    state.model(tokens, tokens).backward()
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    state.step += 1
+    state.tokens += 16
+
+
+def test_everything_that_decides_the_future_comes_back(tmp_path):
+    state = new_state()
+    advance(state)
+    saved = save_checkpoint(tmp_path, state, TOKENIZER, 2, 1.5)
+    advance(state)
+    other = new_state(seed=1)
+    restore_checkpoint(saved, other)
+    assert other.counters() == {"step": 1, "tokens": 16, "skipped": 0}
+    advance(other)
+    for a, b in zip(state.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_weight_decay_follows_the_new_configuration_not_the_old_checkpoint(tmp_path):
+    state = new_state(weight_decay=0.1)
+    advance(state)
+    other = new_state(weight_decay=0.3)
+    restore_checkpoint(save_checkpoint(tmp_path, state, TOKENIZER, 2, None), other)
+    assert [g["weight_decay"] for g in other.optimizer.param_groups] == [0.3, 0.0]
+
+
+def test_a_failed_write_is_reported_and_touches_no_older_checkpoint(tmp_path, monkeypatch):
+    state = new_state()
+    advance(state)
+    first = save_checkpoint(tmp_path, state, TOKENIZER, 1, None)
+    before = {p: p.read_bytes() for p in first.rglob("*") if p.is_file()}
+    advance(state)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.torch, "save", full)
+    with pytest.raises(
+        UserError, match=r"step-00000002 cannot be written .*No space left.*older checkpoints are untouched"
+    ):
+        save_checkpoint(tmp_path, state, TOKENIZER, 1, None)
+    assert {p: p.read_bytes() for p in first.rglob("*") if p.is_file()} == before
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [first.name]
+
+
+def test_half_written_and_half_removed_folders_are_never_seen_and_cleared_later(tmp_path):
+    state = new_state()
+    advance(state)
+    (tmp_path / "checkpoints" / ".step-00000007.part").mkdir(parents=True)
+    save_checkpoint(tmp_path, state, TOKENIZER, 1, None)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+
+
+def test_the_last_k_and_the_best_are_kept(tmp_path):
+    state = new_state()
+    for loss in (3.0, 1.0, None, 2.0, 4.0):
+        advance(state)
+        save_checkpoint(tmp_path, state, TOKENIZER, 2, loss)
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000002", "step-00000004", "step-00000005"]
+
+
+@pytest.mark.parametrize("file", ["progress.json", "state.pt"])
+def test_a_damaged_training_folder_is_named(tmp_path, file):
+    state = new_state()
+    advance(state)
+    saved = save_checkpoint(tmp_path, state, TOKENIZER, 1, None)
+    path = saved / "training" / file
+    path.write_bytes(path.read_bytes()[:5])
+    with pytest.raises(UserError, match=r"step-00000001: training/ is damaged"):
+        restore_checkpoint(saved, new_state())
+
+
+def test_weights_only_cannot_be_resumed(tmp_path):
+    state = new_state()
+    saved = save_checkpoint(tmp_path, state, TOKENIZER, 1, None)
+    for path in (saved / "training").iterdir():
+        os.remove(path)
+    Path(saved / "training").rmdir()
+    with pytest.raises(UserError, match="weights only"):
+        restore_checkpoint(saved, state)
