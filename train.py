@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 
 from gptstar.configuration import run_door
@@ -28,7 +29,7 @@ if __name__ == "__main__":
         print(
             f"""
 try next
-  python sample.py checkpoint={outcome.run} prompt='class Node:'
+  python sample.py checkpoint={outcome.run} prompt={shlex.quote(config.trainer.sample_prompt)}
   python evaluate.py checkpoint={outcome.run}
   python train.py resume={outcome.run} trainer.max_steps={2 * outcome.step}
   python train.py model=gpt2_3m"""
