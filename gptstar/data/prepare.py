@@ -102,6 +102,7 @@ def _write(
                 task = progress.add_task(f"training a {config.vocab_size}-token BPE", total=corpus.n_document, state="")
                 documents = (text for held_out, text in _documents(data, corpus) if not held_out)
                 tokenizer = train_tokenizer(progress.track(documents, total=corpus.n_document, task_id=task), config)
+                progress.update(task, total=1, completed=1)  # held-out documents were not counted
             task = progress.add_task(f"tokenising {data.name}", total=corpus.n_document, state="")
             writers = {
                 name: ShardWriter(work, name, tokenizer.vocab_size, tokenizer.eot_id, data.shard_tokens)
@@ -113,6 +114,7 @@ def _write(
                 ):
                     writers["validation" if held_out else "train"].add(tokens, len(text.encode()))
                 progress.update(task, advance=len(batch), state=_state(writers.values()))
+            progress.update(task, total=1, completed=1)
         splits = {name: writer.close() for name, writer in writers.items()}
         for name, split in splits.items():
             if not split.documents:

@@ -11,7 +11,7 @@ def keep_freed_memory() -> None:
     """Lets a CPU process reuse the memory of freed tensors instead of giving it back to the kernel.
 
     By default glibc returns every large block at once, and the next tensor page-faults its way through fresh zeroed
-    memory: a training step spends up to a third of its time there (benchmarks/train_step.py --no-keep shows it).
+    memory: benchmarks/train_step.py runs transformers with and without this setting and shows what it costs.
     Huge pages make the rest cheaper. Call it before the first large tensor; does nothing where there is no glibc.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks for huge pages

@@ -10,7 +10,7 @@ from gptstar.training.metrics import read_metrics
 
 
 def draw_loss_curve(metrics: Path, output: Path, title: str) -> None:
-    """Training loss (every step, and smoothed) and validation loss in nats a token, bits per byte on the right."""
+    """Training loss (every step, and smoothed) and held-out loss in nats a token, the last one in bits a byte too."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -35,6 +35,7 @@ def draw_loss_curve(metrics: Path, output: Path, title: str) -> None:
             textcoords="offset points",
             ha="right",
             color="#cc6677",
+            bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 2},
         )
     axes.set(xlabel="tokens (millions)", ylabel="loss (nats/token)", title=title)
     axes.grid(alpha=0.25)

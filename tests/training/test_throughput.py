@@ -1,0 +1,39 @@
+import time
+
+import pytest
+import torch
+
+from gptstar.training import throughput
+from gptstar.training.throughput import measure_matmul_peak, memory_in_use, peak_flops
+
+CPU = torch.device("cpu")
+
+
+def test_the_peak_is_flops_over_the_shortest_time(monkeypatch):
+    ticks = iter([0.0, 9.0, 10.0, 12.0, 20.0, 21.0])  # warm-up 9 s, then 2 s and 1 s
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
+    assert measure_matmul_peak(CPU, size=8, repeats=2) == 2 * 8**3 / 1.0
+
+
+def test_measuring_leaves_the_runs_random_state_alone():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    assert peak_flops(CPU) > 1e9
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [("NVIDIA H200", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA L4", 121e12),
+     ("NVIDIA L40S", 362e12), ("Some Other GPU", None)],
+)  # fmt: skip
+def test_gpus_are_known_by_name(monkeypatch, name, peak):
+    monkeypatch.setattr(throughput.torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops(torch.device("cuda")) == peak
+
+
+def test_memory_is_the_process_peak_in_gib():
+    before = memory_in_use(CPU)
+    block = torch.ones(2**26)  # 0.25 GiB
+    assert 0.05 < memory_in_use(CPU) < 64 and memory_in_use(CPU) >= before
+    del block
