@@ -138,7 +138,7 @@ def _one_line(error: Exception, schema: type) -> str:
         close = difflib.get_close_matches(full_key, known, n=1, cutoff=0.5) or difflib.get_close_matches(
             full_key.rpartition(".")[2], known, n=1, cutoff=0.5
         )
-        hint = f"did you mean {close[0]}?" if close else "python train.py --help lists them"
+        hint = f"did you mean {close[0]}?" if close else "--help lists them"
         return f"{full_key} is not a setting: {hint}"
     reason = next(line for line in cause.splitlines() if line.strip())
     return f"{full_key}: {reason}" if full_key else reason

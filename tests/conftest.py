@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a network
@@ -16,6 +17,10 @@ from gptstar.data.corpora import DataConfig
 from gptstar.data.tokenizer import TokenizerConfig
 from gptstar.training.config import TrainConfig, TrainerConfig
 from support import tiny_model, write_corpus
+
+# The same examples every time, however slow the machine.
+hypothesis.settings.register_profile("here", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("here")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -63,6 +63,11 @@ class Tokenizer:
         """The text of token numbers; special tokens appear as they are spelt."""
         return self.fast.decode(list(tokens), skip_special_tokens=False)
 
+    def starting_like(self, token: int) -> list[int]:
+        """All tokens whose text begins with that of `token`, itself included."""
+        piece = self.fast.id_to_token(token) or ""
+        return sorted(i for text, i in self.fast.get_vocab(with_added_tokens=True).items() if text.startswith(piece))
+
     def save(self, path: Path) -> None:
         """Writes a tokenizer.json."""
         path.write_text(self.fast.to_str(), encoding="utf-8")

@@ -27,10 +27,15 @@ def generate(
 
     An empty prompt starts a document of its own. temperature 0 is greedy; `seed` makes the choice repeatable, None
     draws a new one. Raises UserError for settings out of range and for a length beyond learned positions.
+
+    A prompt that ends in white space is healed: byte-pair encodings keep a space in the token of the word that
+    follows, so a space by itself is something the model has hardly seen. The last token is taken back, and the first
+    one chosen must begin with its text.
     """
     tokens = tokenizer.encode(prompt)
-    settings = (max_new_tokens, temperature, top_k, top_p, seed)
-    return tokenizer.decode([*tokens, *generate_tokens(model, tokenizer, tokens, *settings)])
+    first = tokenizer.starting_like(tokens.pop()) if len(tokens) > 1 and prompt[-1].isspace() else None
+    settings = (max_new_tokens + (first is not None), temperature, top_k, top_p, seed)
+    return tokenizer.decode([*tokens, *generate_tokens(model, tokenizer, tokens, *settings, first=first)])
 
 
 @torch.inference_mode()
@@ -43,10 +48,12 @@ def generate_tokens(
     top_k: int | None,
     top_p: float | None,
     seed: int | None,
+    first: list[int] | None = None,
 ) -> Iterator[int]:
     """Yields the tokens that follow `tokens` until end of text (not yielded) or max_new_tokens.
 
-    Embeddings beyond the tokenizer's last token (a padded vocabulary) are never chosen.
+    Embeddings beyond the tokenizer's last token (a padded vocabulary) are never chosen. `first`: the only tokens the
+    first choice is made from; None allows all.
     """
     tokens = tokens or [tokenizer.eot_id]
     check_sampling(temperature, top_k, top_p)
@@ -63,8 +70,12 @@ def generate_tokens(
     generator.seed() if seed is None else generator.manual_seed(seed)
     cache = KeyValueCache(model.config, 1, capacity, device, dtype)
     current = torch.tensor([tokens], device=device)
-    for _ in range(max_new_tokens):
+    for position in range(max_new_tokens):
         logits_BV = model.logits(model.hidden(current, cache)[:, -1])[:, : tokenizer.vocab_size]
+        if first is not None and position == 0:
+            allowed = torch.full_like(logits_BV, -torch.inf)
+            allowed[:, first] = logits_BV[:, first]
+            logits_BV = allowed
         current = choose(logits_BV, temperature, top_k, top_p, generator)
         token = int(current)
         if token == tokenizer.eot_id:

@@ -32,7 +32,7 @@ class SequentialBlock(Block):
     """GPT-2 (Radford et al., 2019): the feed-forward reads what attention wrote.
 
     x ──┬── norm1 ── attention ──(+)──┬── norm2 ── feedforward ──(+)── y
-        └─────────────────────────────┴────────────────────────────┘
+        └─────────────────────────┘   └───────────────────────────┘
     """
 
     residual_additions = 2
@@ -55,9 +55,9 @@ class SequentialBlock(Block):
 class ParallelBlock(SequentialBlock):
     """GPT-NeoX (Black et al., arXiv:2204.06745): both sublayers read the block's input, each through its own norm.
 
-    x ──┬── norm1 ── attention ────┐
-        ├── norm2 ── feedforward ─(+)── y
-        └──────────────────────────┘
+    x ──┬── norm1 ── attention ─────┐
+        ├── norm2 ── feedforward ──(+)── y
+        └───────────────────────────┘
     """
 
     residual_additions = 1
@@ -69,10 +69,12 @@ class ParallelBlock(SequentialBlock):
 class SharedParallelBlock(Block):
     """GPT-J (Wang & Komatsuzaki, 2021) and GPT*: one norm for both, so the layer is two matmuls instead of four.
 
-                   ┌─ q,k,v ── attention ──┐
-    x ──┬── norm ──┤ (one matmul)  (one matmul) ──(+)── y
-        │          └─ up ──── activation ──┘       │
-        └──────────────────────────────────────────┘
+                ┌── query, key, value ── attention ── output ───┐
+    x ──┬─ norm ┤                                              (+)── y
+        │       └── up ───────────────── activation ── down ────┤
+        └───────────────────────────────────────────────────────┘
+
+    query, key, value and up are one matmul, output and down another.
     """
 
     residual_additions = 1

@@ -92,8 +92,8 @@ def find_checkpoint(source: str | Path) -> Path:
     if steps:
         return best_checkpoint(steps) if which == "best" else steps[-1]
     if (run / "checkpoints").is_dir():
-        raise UserError(f"checkpoint={source}: the run has no checkpoint yet")
-    raise UserError(f"checkpoint={source}: no such run or checkpoint folder (from {Path.cwd()}): check the path")
+        raise UserError(f"{source} has no checkpoint yet")
+    raise UserError(f"{source}: no such run or checkpoint folder (from {Path.cwd()}): check the path")
 
 
 def list_checkpoints(run: Path) -> list[Path]:

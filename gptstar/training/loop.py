@@ -28,7 +28,7 @@ from gptstar.training.interrupt import Interrupt
 from gptstar.training.metrics import MetricsLog, open_tracker
 from gptstar.training.optimizers import build_optimizer, set_learning_rate
 from gptstar.training.plot import draw_loss_curve
-from gptstar.training.run_folder import open_run_folder, write_description
+from gptstar.training.run_folder import find_start, open_run_folder
 from gptstar.training.schedules import learning_rate_factor
 from gptstar.training.state import TrainState
 from gptstar.training.throughput import memory_in_use, peak_flops
@@ -61,10 +61,10 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
     device = pick_device(config.trainer.device)
     if config.tokenizer.source != "train":  # known before the corpus is prepared, so refused before it
         check_vocabulary(load_tokenizer(config.tokenizer.source, config.tokenizer.eot_token).vocab_size, config.model)
-    run, start = open_run_folder(config)
+    start = find_start(config)
     corpus = prepare(config.data, config.tokenizer, console)
     _check_corpus(config, corpus)
-    write_description(run, config, describe_environment(device))
+    run = open_run_folder(config, start, describe_environment(device))
     trainer = Trainer(config, corpus, device, run, Display(console, run / "train.log"))
     if start is not None:
         restore_checkpoint(start, trainer.state)

@@ -1,6 +1,7 @@
 """The folder of a run: started afresh, continued in place, or branched off one of its checkpoints.
 
-config.yaml        the resolved configuration; environment.json  what it ran on
+config.yaml        the resolved configuration
+environment.json   what it ran on, an entry each time it was started or continued
 metrics.jsonl      every step and validation; train.log  what was said
 checkpoints/       step-N folders; loss.png  the curve
 """
@@ -31,31 +32,40 @@ FIXED = (
 FREE = ("data.cache_dir", "data.name", "tokenizer.name", "model.name")
 
 
-def open_run_folder(config: TrainConfig) -> tuple[Path, Path | None]:
-    """Creates or reopens config.run_dir; returns it and the checkpoint to continue from, if any.
+def find_start(config: TrainConfig) -> Path | None:
+    """The checkpoint to continue from, or None for a fresh start; nothing is written yet.
 
-    Raises UserError where it would write over another run, or continue a run with a configuration that is not its.
+    Raises UserError where the run would write over another, or continue one with a configuration that is not its.
     """
     run = Path(config.run_dir).expanduser()
-    start = None
-    if config.resume:
-        start = find_checkpoint(config.resume)
-        origin = start.parent.parent
-        _refuse_changes(origin, config)
-        if origin.resolve() != run.resolve():
-            _refuse_used(run)
-            run.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(origin / "metrics.jsonl", run / "metrics.jsonl")
-    else:
+    if not config.resume:
         _refuse_used(run)
-        run.mkdir(parents=True, exist_ok=True)
-    return run, start
+        return None
+    start = find_checkpoint(config.resume)
+    _refuse_changes(start.parent.parent, config)
+    if not _same_run(run, start):
+        _refuse_used(run)
+    return start
 
 
-def write_description(run: Path, config: TrainConfig, environment: dict) -> None:
-    """config.yaml and environment.json."""
+def open_run_folder(config: TrainConfig, start: Path | None, environment: dict) -> Path:
+    """Creates or reopens config.run_dir with config.yaml and one more entry in environment.json.
+
+    A run that branches off another one's checkpoint begins with the other's metrics.
+    """
+    run = Path(config.run_dir).expanduser()
+    run.mkdir(parents=True, exist_ok=True)
+    if start is not None and not _same_run(run, start):
+        shutil.copyfile(start.parent.parent / "metrics.jsonl", run / "metrics.jsonl")
     (run / "config.yaml").write_text(yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
-    (run / "environment.json").write_text(json.dumps(environment, indent=1))
+    path = run / "environment.json"
+    entries = json.loads(path.read_text()) if path.is_file() else []
+    path.write_text(json.dumps([*entries, environment], indent=1))
+    return run
+
+
+def _same_run(run: Path, start: Path) -> bool:
+    return start.parent.parent.resolve() == run.resolve()
 
 
 def _refuse_used(run: Path) -> None:

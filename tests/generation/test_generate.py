@@ -46,6 +46,22 @@ def test_an_empty_prompt_starts_a_document(tokenizer):
     assert new == slow_greedy(net, [tokenizer.eot_id], 5, tokenizer.vocab_size)[1 : 1 + len(new)]
 
 
+def test_a_prompt_that_ends_in_space_is_healed(tokenizer):
+    """ "abc " and then " abd" would be two spaces: the space is taken back into the first new token."""
+    net = model()
+    assert tokenizer.encode("abc ") != [*tokenizer.encode("abc"), *tokenizer.encode(" abd")][:2]
+    for seed in range(5):
+        text = generate(net, tokenizer, "abc ", 5, temperature=1.0, seed=seed)
+        assert text.startswith("abc ")
+        first = tokenizer.encode("abc")
+        space = tokenizer.encode(" ")[0]
+        allowed = tokenizer.starting_like(space)
+        new = list(generate_tokens(net, tokenizer, first, 6, 1.0, None, None, seed, first=allowed))
+        assert new[0] in allowed and text == tokenizer.decode([*first, *new])
+    assert len(tokenizer.starting_like(space)) > 3
+    assert all(tokenizer.decode([t]).startswith(" ") for t in tokenizer.starting_like(space))
+
+
 def test_it_stops_at_end_of_text(tokenizer, monkeypatch):
     net = model()
     logits = net.logits
