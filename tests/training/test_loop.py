@@ -37,7 +37,7 @@ def test_a_run_leaves_everything_it_promises(train_config):
     names = {p.name for p in run.iterdir()}
     assert {"config.yaml", "environment.json", "metrics.jsonl", "train.log", "loss.png", "checkpoints"} <= names
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
-    environment = json.loads((run / "environment.json").read_text())
+    (environment,) = json.loads((run / "environment.json").read_text())
     assert environment["packages"]["torch"] and environment["cpu"] and "commit" in environment
     lines = read_metrics(run / "metrics.jsonl")
     train_lines = [line for line in lines if "loss" in line]
