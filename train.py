@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 
-from gptstar.configuration import run_door
+from gptstar.configuration import EXIT_INTERRUPTED, run_door
 from gptstar.training.allocator import keep_freed_memory
 
 if __name__ == "__main__":
@@ -14,7 +15,6 @@ if __name__ == "__main__":
     from rich.console import Console
 
     from gptstar.training.config import TrainConfig
-    from gptstar.training.interrupt import EXIT_CODE
     from gptstar.training.loop import EXIT_NONFINITE, NonFiniteLoss, train
 
     def main(config: TrainConfig) -> None:
@@ -25,14 +25,17 @@ if __name__ == "__main__":
             print(f"error: {error}", file=sys.stderr)
             sys.exit(EXIT_NONFINITE)
         if outcome.interrupted:
-            sys.exit(EXIT_CODE)
+            sys.exit(EXIT_INTERRUPTED)
+        here = os.path.relpath(sys.executable)
+        python = here if not here.startswith("..") else "python"
+        budget = "max_steps" if config.trainer.max_steps else "max_tokens"
         print(
             f"""
 try next
-  python sample.py checkpoint={outcome.run} prompt={shlex.quote(config.trainer.sample_prompt)}
-  python evaluate.py checkpoint={outcome.run}
-  python train.py resume={outcome.run} trainer.max_steps={2 * outcome.step}
-  python train.py model=gpt2_3m"""
+  {python} sample.py checkpoint={outcome.run} prompt={shlex.quote(config.trainer.sample_prompt)}
+  {python} evaluate.py checkpoint={outcome.run}
+  {python} train.py resume={outcome.run} trainer.{budget}={2 * getattr(config.trainer, budget)}
+  {python} train.py model=gpt2_3m trainer.sequence_length=256"""
         )
 
     run_door("train", TrainConfig, main)

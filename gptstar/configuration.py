@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -27,6 +29,8 @@ from gptstar.errors import UserError
 from gptstar.model.config import ModelConfig
 
 EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: interrupted and saved, start it again with resume=
+TEXT_KEYS = ("prompt", "trainer.sample_prompt")
 
 
 def config_directory() -> Path:
@@ -51,18 +55,37 @@ def run_door(name: str, schema: type, main: Callable[[Any], None]) -> None:
     """
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
     OmegaConf.register_new_resolver("default_run_dir", _default_run_dir, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("sweep_name", _sweep_name, replace=True)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # lets errors reach us instead of printing them its own way
 
+    sys.argv[1:] = [_literal_text(argument) for argument in sys.argv[1:]]
+    failed: list[str | int | None] = []
+
     def task(config: DictConfig) -> None:
-        with _mistakes_in_one_line(schema):  # here already: Hydra would add lines of its own
-            try:
+        try:
+            with _mistakes_in_one_line(schema):  # here already: Hydra would add lines of its own
                 main(_checked(config, schema))
-            except Exception:
-                _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
+        except SystemExit as end:
+            _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
+            if HydraConfig.get().mode != RunMode.MULTIRUN or end.code == EXIT_INTERRUPTED:
                 raise
+            failed.append(end.code)  # the other runs of a sweep go on
 
     with _mistakes_in_one_line(schema):
         hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=name)(task)()
+    if failed:
+        sys.exit(failed[0])
+
+
+def _literal_text(argument: str) -> str:
+    """Quotes a prompt for Hydra's grammar, in which commas, brackets and spaces at the ends mean something."""
+    key, equals, value = argument.partition("=")
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    if key not in TEXT_KEYS or not equals or quoted:
+        return argument
+    # Backslashes count only before a quote; "${" would start an interpolation.
+    value = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), value).replace("${", "\\${")
+    return f"{key}='{value}'"
 
 
 @contextmanager
@@ -98,9 +121,9 @@ def _checked(config: DictConfig, schema: type) -> Any:
 
 def _resumed(config: DictConfig, schema: type) -> DictConfig:
     """The configuration the run was started with, changed by what this command line names."""
-    from gptstar.pretrained.native import find_checkpoint, read_run_config
+    from gptstar.pretrained.native import find_run, read_run_config
 
-    saved = read_run_config(find_checkpoint(config.resume).parent.parent)
+    saved = read_run_config(find_run(config.resume))
     merged = OmegaConf.merge(OmegaConf.structured(schema), saved)
     assert isinstance(merged, DictConfig)
     for override in HydraConfig.get().overrides.task:
@@ -113,9 +136,14 @@ def _resumed(config: DictConfig, schema: type) -> DictConfig:
 
 def _default_run_dir(resume: str | None) -> str:
     """Where a run goes that was not told: into the run it continues, or runs/ and the time."""
-    if resume and (Path(resume).expanduser() / "checkpoints").is_dir():
+    if resume and (Path(resume).expanduser() / "config.yaml").is_file():
         return str(Path(resume).expanduser())
     return f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}"
+
+
+def _sweep_name(number: int, overrides: str) -> str:
+    """The folder of one run of a sweep: its number and what was set, as far as a file name can hold it."""
+    return f"{number}-{overrides.replace(os.sep, '_')}"[:120]
 
 
 def _one_line(error: Exception, schema: type) -> str:
@@ -127,7 +155,7 @@ def _one_line(error: Exception, schema: type) -> str:
         first, _, options = text.partition("\n")
         wanted = first.removeprefix("In ").partition("Could not find ")[2].strip().strip("'")
         group, _, choice = wanted.partition("/")
-        names = [line.strip() for line in options.splitlines() if line.startswith("\t")]
+        names = [line.strip() for line in options.partition("Config search path")[0].splitlines() if "\t" in line]
         return f"{group}={choice} is unknown: choose one of {', '.join(names)}" if names else first
     if isinstance(error, OverrideParseException):
         return f"{error.override!r} is not of the form key=value: quote values with spaces or special characters"
@@ -140,6 +168,8 @@ def _one_line(error: Exception, schema: type) -> str:
         )
         hint = f"did you mean {close[0]}?" if close else "--help lists them"
         return f"{full_key} is not a setting: {hint}"
+    if "is not a ListConfig" in cause:
+        return f"{full_key} must be a list: write {full_key}=[...]"
     reason = next(line for line in cause.splitlines() if line.strip())
     return f"{full_key}: {reason}" if full_key else reason
 

@@ -8,6 +8,8 @@ import torch
 
 from gptstar.errors import UserError
 
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
 
 def pick_device(name: str) -> torch.device:
     """auto (cuda if there is one, else cpu) or a torch device. Raises UserError for one this machine lacks."""

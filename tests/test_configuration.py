@@ -6,8 +6,12 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
-from gptstar.configuration import config_directory, preset, run_door
+from gptstar.configuration import _literal_text, config_directory, preset, run_door
 from gptstar.evaluation.command import EvaluateConfig
 from gptstar.generation.command import SampleConfig, sample
 from gptstar.model.describe import parameter_count
@@ -40,7 +44,9 @@ MISTAKES = [
     (["trainer.max_stepz=5"], ["trainer.max_stepz is not a setting", "did you mean trainer.max_steps?"]),
     (["trainer.steps=5"], ["trainer.steps is not a setting"]),
     (["modle=gpt127"], ["modle is not a setting", "did you mean model?"]),
-    (["model=gpt128"], ["model=gpt128 is unknown", "gpt127", "star_3m"]),
+    (["model=gpt128"], ["model=gpt128 is unknown", "gpt127", "star_9m\n"]),
+    (["data=text_files", "data.paths=books/*.txt"], ["data.paths must be a list: write data.paths=[...]"]),
+    (["optimizer.betas=[0.9]"], ["optimizer.betas"]),
     (["experiment=gpt12"], ["experiment=gpt12 is unknown", "gpt127"]),
     (["trainer.max_steps=many"], ["trainer.max_steps", "many"]),
     (["trainer.clip=[1]"], ["trainer.clip"]),
@@ -53,7 +59,7 @@ MISTAKES = [
     (["trainer.precision=fp8"], ["trainer.precision='fp8'", "bf16"]),
     (["trainer.device=cuda:99"], ["device=cuda:99 cannot be used here"]),
     (["resume=runs/never"], ["runs/never", "no such run"]),
-    (["prompt=a b", "x y"], ["'x y' is not of the form key=value"]),
+    (["x y"], ["'x y' is not of the form key=value"]),
 ]
 
 
@@ -65,7 +71,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(door, capsys, tmp_path,
     lines = capsys.readouterr().err.strip().splitlines()
     assert exit_.value.code == 2
     assert len(lines) == 1 and lines[0].startswith("error: "), lines
-    assert all(word in lines[0] for word in words), lines[0]
+    assert all(word in lines[0] + "\n" for word in words), lines[0]
     assert list(tmp_path.rglob("*")) in ([], [tmp_path / "runs"])
 
 
@@ -120,12 +126,33 @@ def test_runs_go_where_they_are_told_and_sweeps_into_folders_of_their_own(door):
     assert composed(door)[0].run_dir.startswith("runs/")
     sweep = composed(door, "-m", "run_dir=study", "model=star_3m,gpt2_3m", "trainer.seed=0,1")
     assert [c.run_dir for c in sweep] == [
-        f"study/model={m},trainer.seed={s}" for m in ("star_3m", "gpt2_3m") for s in (0, 1)
+        f"study/{i}-model={m},trainer.seed={s}"
+        for i, (m, s) in enumerate([("star_3m", 0), ("star_3m", 1), ("gpt2_3m", 0), ("gpt2_3m", 1)])
     ]
+    many = composed(door, "-m", "run_dir=study", "trainer.seed=0,1", *[f"data.paths=[{'/long/name' * 30}]"])
+    assert [len(Path(c.run_dir).name) for c in many] == [120, 120]
+    assert [Path(c.run_dir).parent for c in many] == [Path("study")] * 2
+
+
+def test_one_bad_run_does_not_end_a_sweep(door, capsys):
+    configs: list[TrainConfig] = []
+    with pytest.raises(SystemExit) as exit_:
+        door("-m", "trainer.max_steps=5,0,7", main=configs.append)
+    assert [c.trainer.max_steps for c in configs] == [5, 7] and exit_.value.code == 2
+    assert "trainer.max_steps=0 must be above 0" in capsys.readouterr().err
+
+
+@settings(max_examples=60)
+@given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])))
+def test_any_prompt_arrives_as_it_was_typed(prompt):
+    if len(prompt) > 1 and prompt[0] == prompt[-1] and prompt[0] in "'\"":
+        return  # quoted for Hydra already
+    override = OverridesParser.create().parse_override(_literal_text(f"prompt={prompt}"))
+    assert OmegaConf.create({"prompt": override.value()}).prompt == prompt
 
 
 def test_train_resume_evaluate_and_sample_by_command_line(door, corpus_dir, tmp_path, capsys):
-    settings = [
+    arguments = [
         "data=text_files",
         f"data.paths=[{corpus_dir}/*.txt]",
         f"data.cache_dir={tmp_path}/cache",
@@ -138,7 +165,7 @@ def test_train_resume_evaluate_and_sample_by_command_line(door, corpus_dir, tmp_
         "trainer.peak_flops=1e11",
         "schedule.warmup_steps=2",
     ]
-    door(*settings, "run_dir=first", "trainer.max_steps=3", main=lambda config: train(config) and None)
+    door(*arguments, "run_dir=first", "trainer.max_steps=3", main=lambda config: train(config) and None)
     saved = yaml.safe_load(Path("first/config.yaml").read_text())
     assert saved["model"]["n_layer"] == 1 and saved["trainer"]["max_steps"] == 3
     door("resume=first", "trainer.max_steps=5")

@@ -112,8 +112,8 @@ def _hub(config: DataConfig) -> Corpus:
     prints = "/".join(d._fingerprint for d in (train, held_out) if d is not None)
     return Corpus(
         f"{prints}/{config.text_field}",
-        lambda: iter(train[config.text_field]),
-        (lambda: iter(held_out[config.text_field])) if held_out is not None else None,
+        partial(_read_column, train, config),
+        partial(_read_column, held_out, config) if held_out is not None else None,
         n_document=len(train),
     )
 
@@ -185,6 +185,16 @@ def _read_records(path: Path, text_field: str) -> Iterator[str]:
     except Exception as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} cannot be read as {kind}: {reason or type(error).__name__}") from error
+
+
+def _read_column(dataset, config: DataConfig) -> Iterator[str]:
+    for number, text in enumerate(dataset[config.text_field]):
+        if not isinstance(text, str):
+            raise UserError(
+                f"data.text_field={config.text_field!r} of {config.dataset}: row {number} holds "
+                f"{type(text).__name__}, not text: choose another column"
+            )
+        yield text
 
 
 def _load_hub(config: DataConfig, split: str):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -31,6 +32,11 @@ class PreparedCorpus:
     train: TokenStream
     validation: TokenStream
     cached: bool
+
+    @property
+    def key(self) -> str:
+        """Stands for everything that went in: corpus, cleaning, split, tokenizer."""
+        return self.folder.name.rpartition("-")[2]
 
 
 def prepare(data: DataConfig, tokenizer: TokenizerConfig, console: Console | None = None) -> PreparedCorpus:
@@ -84,7 +90,7 @@ def _write(
     console: Console,
 ) -> None:
     _remove_abandoned(folder)
-    work = folder.parent / f".{folder.name}.{os.getpid()}"
+    work = folder.parent / f".{folder.name}.{platform.node()}.{os.getpid()}"
     try:
         work.mkdir(parents=True)
     except OSError as error:
@@ -178,8 +184,8 @@ def _state(writers: Iterable[ShardWriter]) -> str:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Work folders of preparations that were killed (their process is gone)."""
-    for work in folder.parent.glob(f".{folder.name}.*"):
+    """Work folders of preparations on this machine that were killed (their process is gone)."""
+    for work in folder.parent.glob(f".{folder.name}.{platform.node()}.*"):
         try:
             os.kill(int(work.suffix[1:]), 0)
         except (ValueError, ProcessLookupError):

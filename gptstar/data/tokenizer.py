@@ -48,6 +48,8 @@ class Tokenizer:
             raise UserError(f"tokenizer.eot_token={eot_token!r} is not in the vocabulary: name one that is")
         # Text that spells out a special token stays text: only the joint between documents is end of text.
         fast.encode_special_tokens = True
+        fast.no_truncation()  # many a published tokenizer.json cuts and pads
+        fast.no_padding()
         self.fast, self.eot_token, self.eot_id = fast, eot_token, eot_id
         self.vocab_size = max(fast.get_vocab(with_added_tokens=True).values()) + 1
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
+from gptstar.data.batches import window_count
 from gptstar.data.corpora import DataConfig
 from gptstar.data.prepare import prepare
 from gptstar.data.tokenizer import TokenizerConfig
-from gptstar.device import pick_device, pick_precision
+from gptstar.device import PRECISIONS, pick_device, pick_precision
+from gptstar.errors import UserError
 from gptstar.evaluation.held_out import HeldOutLoss, held_out_loss
 from gptstar.pretrained.native import find_checkpoint, load, read_run_config
 
@@ -24,14 +24,31 @@ class EvaluateConfig:
     device: str = "auto"
     precision: str = "auto"
 
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision={self.precision!r} is unknown: choose one of {', '.join(PRECISIONS)}")
+        for key in ("context", "batch"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f"{key}={value} must be at least 1")
+
 
 def evaluate(config: EvaluateConfig) -> HeldOutLoss:
     """Nats a token and bits a byte over the whole validation split. Raises UserError for what cannot be read."""
     folder = find_checkpoint(config.checkpoint)
     run = read_run_config(folder.parent.parent)
     device = pick_device(config.device)
-    corpus = prepare(DataConfig(**run["data"]), TokenizerConfig(**run["tokenizer"]))
-    model, _ = load(folder, device)
+    model, tokenizer = load(folder, device)
     length = config.context or run["trainer"]["sequence_length"] or model.config.context
-    precision = pick_precision(config.precision, torch.device(device))
+    if model.config.position == "learned" and length > model.config.context:
+        raise UserError(f"context={length} is beyond the model's {model.config.context} learned positions: lower it")
+    corpus = prepare(DataConfig(**run["data"]), TokenizerConfig(**run["tokenizer"]))
+    if corpus.tokenizer.fingerprint() != tokenizer.fingerprint():
+        raise UserError(
+            f"{folder} was trained with another tokenizer than its run's configuration gives today: "
+            "bring back the corpus or tokenizer file it was made from"
+        )
+    if window_count(len(corpus.validation), length) < 1:
+        raise UserError(f"context={length} is longer than the {len(corpus.validation)} held-out tokens: lower it")
+    precision = pick_precision(config.precision, device)
     return held_out_loss(model, corpus.validation, length, config.batch, device, precision)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gptstar.model.attention import Attention, AttentionCore
 from gptstar.model.cache import KeyValueCache
 from gptstar.model.config import ModelConfig
-from gptstar.model.feedforward import ACTIVATION, FeedForward
+from gptstar.model.feedforward import ACTIVATIONS, FeedForward
 from gptstar.model.projections import FusedLinear
 
 
@@ -94,7 +94,7 @@ class SharedParallelBlock(Block):
             config.d_model,
         )
         self.core = AttentionCore(config, layer)
-        self.activation = ACTIVATION[config.activation]
+        self.activation = ACTIVATIONS[config.activation]
         self.outputs = FusedLinear(
             {"attention.output": width, "feedforward.down": config.d_feedforward}, config.d_model, join="inputs"
         )

@@ -1,12 +1,8 @@
-"""ModelConfig: every architectural choice, by name, with its unit. Needs no torch, so command lines start fast."""
+"""ModelConfig: every architectural choice, by name, with its unit."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-BLOCKS = ("sequential", "parallel", "parallel_shared")
-POSITIONS = ("alibi", "learned", "none")
-ACTIVATIONS = ("gelu", "gelu_tanh")
 
 
 @dataclass
@@ -43,7 +39,12 @@ class ModelConfig:
     init_std: float = 0.02
 
     def __post_init__(self) -> None:
-        for key, allowed in (("block", BLOCKS), ("position", POSITIONS), ("activation", ACTIVATIONS)):
+        # Here, because what the tables hold is built from this configuration.
+        from gptstar.model.block import BLOCKS
+        from gptstar.model.feedforward import ACTIVATIONS
+        from gptstar.model.positions import SCHEMES
+
+        for key, allowed in (("block", BLOCKS), ("position", SCHEMES), ("activation", ACTIVATIONS)):
             if getattr(self, key) not in allowed:
                 raise ValueError(f"model.{key}={getattr(self, key)!r} is unknown: choose one of {', '.join(allowed)}")
         for key in ("vocab_size", "n_layer", "d_model", "n_head", "context"):

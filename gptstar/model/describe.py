@@ -1,18 +1,17 @@
-"""What a configuration amounts to, by formula: parameters and FLOPs. Tested against built models."""
+"""What a configuration amounts to: parameters and FLOPs."""
 
 from __future__ import annotations
 
+import torch
+
 from gptstar.model.config import ModelConfig
+from gptstar.model.transformer import GPT
 
 
 def parameter_count(config: ModelConfig) -> int:
-    """Trainable parameters, the tied head counted once."""
-    c, a, f = config.d_model, config.d_attention, config.d_feedforward
-    norms = 1 if config.block == "parallel_shared" else 2
-    layer = norms * 2 * c + 3 * (c + 1) * a + (a + 1) * c + (c + 1) * f + (f + 1) * c
-    embeddings = config.vocab_size * c * (1 if config.tie_head else 2)
-    positions = config.context * c if config.position == "learned" else 0
-    return embeddings + positions + config.n_layer * layer + 2 * c
+    """Trainable parameters, the tied head counted once, of a model built without memory."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in GPT(config).parameters())
 
 
 def flops_per_token(config: ModelConfig, n_token: int) -> int:

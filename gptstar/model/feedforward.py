@@ -20,7 +20,7 @@ def gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "gelu_tanh": gelu_tanh}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "gelu_tanh": gelu_tanh}
 
 
 class FeedForward(nn.Module):
@@ -30,7 +30,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.up = nn.Linear(config.d_model, config.d_feedforward)
         self.down = nn.Linear(config.d_feedforward, config.d_model)
-        self.activation = ACTIVATION[config.activation]
+        self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         return self.down(self.activation(self.up(x_BTC)))

@@ -61,4 +61,6 @@ def linear_cross_entropy(hidden_NC: Tensor, weight_VC: Tensor, target_N: Tensor)
 
     Follows autocast. Equal to F.cross_entropy(F.linear(hidden, weight), target).
     """
+    if not torch.is_grad_enabled():  # a parameter still asks for gradients then
+        hidden_NC, weight_VC = hidden_NC.detach(), weight_VC.detach()
     return _LinearCrossEntropy.apply(hidden_NC, weight_VC, target_N) / len(target_N)

@@ -1,7 +1,7 @@
 """Where a token stands: one small object a scheme. Attention asks it and knows no names.
 
 A scheme may add to the embedding (`embed`) or bias the attention scores (`score_bias`); the base class does neither.
-A new scheme is a class here and an entry in `SCHEMES`.
+A new scheme is a class here and an entry in `SCHEMES`; its key there is its name in configurations.
 """
 
 from __future__ import annotations
@@ -63,16 +63,17 @@ def alibi_slopes(n_head: int) -> list[float]:
 class ALiBi(NoPosition):
     """Scores fall linearly with distance: -slope * (i - j), added after the 1/sqrt(d_head) scaling."""
 
-    slopes_H: Tensor
-
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.register_buffer("slopes_H", torch.tensor(alibi_slopes(config.n_head)), persistent=False)
+        self.slopes = alibi_slopes(config.n_head)
 
     def score_bias(self, n_query: int, n_key: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-        j_S = torch.arange(n_key, device=device, dtype=dtype)
+        # In fp32 even for a bf16 model, whose numbers cannot tell positions beyond 256 apart.
+        exact = torch.promote_types(dtype, torch.float32)
+        slopes_H = torch.tensor(self.slopes, device=device, dtype=exact)
+        j_S = torch.arange(n_key, device=device, dtype=exact)
         i_T = j_S[n_key - n_query :]
-        return self.slopes_H.to(dtype)[:, None, None] * (j_S[None, :] - i_T[:, None])
+        return (slopes_H[:, None, None] * (j_S[None, :] - i_T[:, None])).to(dtype)
 
 
 SCHEMES: dict[str, type[NoPosition]] = {"none": NoPosition, "learned": LearnedPosition, "alibi": ALiBi}

@@ -11,6 +11,8 @@ A training run keeps such folders in RUN/checkpoints/step-N, each with a trainin
 from __future__ import annotations
 
 import json
+import math
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -57,16 +59,8 @@ def load(
     with torch.device("meta"):
         model = GPT(config)
     model = model.to_empty(device=device)
-    refill_buffers(model)
     load_weights(folder, model)
     return model.to(dtype=dtype).eval(), load_tokenizer(str(folder / "tokenizer.json"), read_json(folder)["eot_token"])
-
-
-def refill_buffers(model: GPT) -> None:
-    """Restores the constants of a model that was built without memory: they are not part of a checkpoint."""
-    constants = dict(type(model.position)(model.config).named_buffers())
-    for name, buffer in model.position.named_buffers():
-        buffer.copy_(constants[name])
 
 
 def load_weights(folder: Path, model: GPT) -> None:
@@ -98,7 +92,8 @@ def find_checkpoint(source: str | Path) -> Path:
 
 def list_checkpoints(run: Path) -> list[Path]:
     """The finished checkpoints of a run, oldest first."""
-    folders = [p for p in (run / "checkpoints").glob(f"{STEP_PREFIX}*") if (p / "config.json").is_file()]
+    named = [p for p in (run / "checkpoints").glob(f"{STEP_PREFIX}*") if re.fullmatch(rf"{STEP_PREFIX}\d+", p.name)]
+    folders = [p for p in named if (p / "config.json").is_file()]
     return sorted(folders, key=lambda p: int(p.name.removeprefix(STEP_PREFIX)))
 
 
@@ -107,7 +102,7 @@ def best_checkpoint(folders: list[Path]) -> Path:
 
     def loss(folder: Path) -> float:
         value = read_json(folder)["training"].get("validation_loss")
-        return float("inf") if value is None else value
+        return value if value is not None and math.isfinite(value) else math.inf
 
     return min(reversed(folders), key=loss)
 
@@ -136,6 +131,15 @@ def read_run_config(run: Path) -> dict:
     """The resolved configuration a run was started with, RUN/config.yaml."""
     path = run / "config.yaml"
     try:
-        return yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        values = yaml.safe_load(path.read_text())
+        if not isinstance(values, dict):
+            raise ValueError("it is empty or no mapping")
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read ({error}): is {run} a run folder?") from error
+    return values
+
+
+def find_run(source: str | Path) -> Path:
+    """The run folder that `source` is or lies in; a run that has no checkpoint yet counts too."""
+    path = Path(source).expanduser()
+    return path if (path / "config.yaml").is_file() else find_checkpoint(source).parent.parent

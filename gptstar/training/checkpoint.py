@@ -16,6 +16,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import UserError
@@ -44,7 +45,7 @@ def save_checkpoint(
             _to_disk(path)
         os.rename(work, final)
         _to_disk(final.parent)
-    except (OSError, RuntimeError) as error:  # torch and safetensors report a full disk as their own error
+    except (OSError, RuntimeError, SafetensorError) as error:  # the two libraries report a full disk in their own ways
         shutil.rmtree(work, ignore_errors=True)
         raise UserError(f"checkpoint {final} cannot be written ({error}): older checkpoints are untouched") from error
     _prune(run, keep_last)
@@ -59,7 +60,12 @@ def restore_checkpoint(folder: Path, state: TrainState) -> None:
     load_weights(folder, state.model)
     try:
         counters = json.loads((training / "progress.json").read_text())
-        state.restore(counters, torch.load(training / "state.pt", weights_only=True))
+        if counters["corpus"] != state.corpus:
+            raise UserError(
+                f"resume={folder}: the corpus or its tokenizer is not what the run was trained on (key "
+                f"{counters['corpus']}, now {state.corpus}): bring back the old files, or start a new run"
+            )
+        state.restore(counters, torch.load(training / "state.pt", map_location="cpu", weights_only=True))
     except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"resume={folder}: training/ is damaged ({reason}): resume an older checkpoint") from error

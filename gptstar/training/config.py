@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 
 from gptstar.data.corpora import DataConfig
 from gptstar.data.tokenizer import TokenizerConfig
+from gptstar.device import PRECISIONS
 from gptstar.errors import UserError
 from gptstar.model.config import ModelConfig
 from gptstar.training.optimizers import OptimizerConfig
 from gptstar.training.schedules import ScheduleConfig
-
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 @dataclass

@@ -5,8 +5,6 @@ from __future__ import annotations
 import signal
 from types import FrameType
 
-EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: interrupted and saved, start it again with resume=
-
 
 class Interrupt:
     """While entered, the first SIGINT or SIGTERM sets `requested` to the signal's name; a second ends at once."""

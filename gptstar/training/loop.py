@@ -19,13 +19,13 @@ from gptstar.evaluation.held_out import HeldOutLoss, held_out_loss
 from gptstar.generation.generate import generate
 from gptstar.model.describe import flops_per_token, parameter_count
 from gptstar.model.transformer import GPT
-from gptstar.pretrained.native import find_checkpoint
+from gptstar.pretrained.native import list_checkpoints
 from gptstar.training.checkpoint import restore_checkpoint, save_checkpoint
 from gptstar.training.config import TrainConfig, check_vocabulary
 from gptstar.training.display import Display
 from gptstar.training.environment import describe_environment
 from gptstar.training.interrupt import Interrupt
-from gptstar.training.metrics import MetricsLog, open_tracker
+from gptstar.training.metrics import MetricsLog, check_tracker, open_tracker
 from gptstar.training.optimizers import build_optimizer, set_learning_rate
 from gptstar.training.plot import draw_loss_curve
 from gptstar.training.run_folder import find_start, open_run_folder
@@ -58,26 +58,30 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
     """
     console = console or Console(quiet=True)
     config.check()
+    check_tracker(config.logger)
     device = pick_device(config.trainer.device)
     if config.tokenizer.source != "train":  # known before the corpus is prepared, so refused before it
         check_vocabulary(load_tokenizer(config.tokenizer.source, config.tokenizer.eot_token).vocab_size, config.model)
     start = find_start(config)
     corpus = prepare(config.data, config.tokenizer, console)
     _check_corpus(config, corpus)
-    run = open_run_folder(config, start, describe_environment(device))
-    trainer = Trainer(config, corpus, device, run, Display(console, run / "train.log"))
+    trainer = Trainer(config, corpus, device)
     if start is not None:
         restore_checkpoint(start, trainer.state)
-    return trainer.run_to_the_end()
+        if trainer.total < trainer.state.step:
+            raise UserError(
+                f"resume={config.resume} has taken {trainer.state.step} steps and the budget is {trainer.total}: "
+                "raise trainer.max_steps"
+            )
+    run = open_run_folder(config, start, describe_environment(device))
+    return trainer.run_to_the_end(run, Display(console, run / "train.log"))
 
 
 class Trainer:
     """One run in progress: the state that changes and the settings that do not."""
 
-    def __init__(
-        self, config: TrainConfig, corpus: PreparedCorpus, device: torch.device, run: Path, display: Display
-    ) -> None:
-        self.config, self.corpus, self.device, self.run, self.display = config, corpus, device, run, display
+    def __init__(self, config: TrainConfig, corpus: PreparedCorpus, device: torch.device) -> None:
+        self.config, self.corpus, self.device = config, corpus, device
         options = config.trainer
         self.length, self.total = config.sequence_length, config.total_steps
         self.microbatch = options.microbatch or options.batch_size
@@ -88,14 +92,19 @@ class Trainer:
         torch.manual_seed(options.seed)
         model = GPT(config.model).to(device)
         scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
-        self.state = TrainState(model, build_optimizer(model, config.optimizer), scaler)
+        self.state = TrainState(model, build_optimizer(model, config.optimizer), scaler, corpus.key)
         compiled = options.compile if options.compile is not None else device.type == "cuda"
         self.model = torch.compile(model, dynamic=False) if compiled else model
         windows = window_count(len(corpus.train), self.length)
         self.order = BatchOrder(windows, options.batch_size, options.seed)
+        self.flops_per_token = flops_per_token(config.model, self.length)
 
-    def run_to_the_end(self) -> Outcome:
-        """The loop: step, and every so often validate, sample, save; at a signal save and leave."""
+    def run_to_the_end(self, run: Path, display: Display) -> Outcome:
+        """The loop: step, and every so often validate, sample, save; at a signal save and leave.
+
+        Writes into `run`, an open run folder, and tells `display`.
+        """
+        self.run, self.display = run, display
         state, options, total = self.state, self.config.trainer, self.total
         self._introduce()
         self.log = self._open_log()
@@ -139,11 +148,12 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), options.clip or math.inf).item()
         loss_value = loss.item()
         # With loss scaling an infinite gradient is normal: the scaler skips the step and lowers its scale.
-        if math.isfinite(loss_value) and (math.isfinite(norm) or state.scaler.is_enabled()):
+        scaling = state.scaler.is_enabled() and state.scaler.get_scale() >= 1
+        if math.isfinite(loss_value) and (math.isfinite(norm) or scaling):
             state.scaler.step(state.optimizer)
-            state.scaler.update()
         else:
             self._nonfinite(loss_value, norm)
+        state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
         state.step += 1
         state.tokens += inputs.numel()
@@ -151,7 +161,7 @@ class Trainer:
 
     def _record(self, loss: float, lr: float, norm: float, n_token: int, seconds: float) -> None:
         state, rate = self.state, n_token / seconds
-        mfu = rate * flops_per_token(self.config.model, self.length) / self.peak if self.peak else None
+        mfu = rate * self.flops_per_token / self.peak if self.peak else None
         line = {
             "step": state.step,
             "tokens": state.tokens,
@@ -168,19 +178,18 @@ class Trainer:
         self.display.step(state.step, loss, seconds, rate, mfu)
 
     def _nonfinite(self, loss: float, norm: float) -> None:
-        """Stops the run, or counts a skipped step."""
+        """Counts a skipped step, or stops the run."""
         state, options = self.state, self.config.trainer
         what = f"step {state.step + 1}: loss {loss}, gradient norm {norm}"
-        if options.nonfinite == "skip" and state.skipped < options.max_skipped:
-            state.skipped += 1
-            self.display.note(f"{what}: skipped ({state.skipped} of at most {options.max_skipped})")
-            return
-        try:
-            good = f"the last good checkpoint is {find_checkpoint(self.run)}"
-        except UserError:
-            good = "no checkpoint was written yet"
-        remedy = "lower optimizer.lr, or set trainer.nonfinite=skip"
-        raise NonFiniteLoss(f"{what}: stopped; {good}; {remedy}")
+        if options.nonfinite == "stop" or state.skipped == options.max_skipped:
+            raise self._stopped(what)
+        state.skipped += 1
+        self.display.note(f"{what}: skipped ({state.skipped} of at most {options.max_skipped})")
+
+    def _stopped(self, what: str) -> NonFiniteLoss:
+        checkpoints = list_checkpoints(self.run)
+        good = f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "no checkpoint was written yet"
+        return NonFiniteLoss(f"{what}: stopped; {good}; lower optimizer.lr, or set trainer.nonfinite=skip")
 
     def _held_out_loss(self, max_tokens: int | None) -> HeldOutLoss:
         stream = self.corpus.validation
@@ -189,6 +198,8 @@ class Trainer:
     def _validate(self) -> HeldOutLoss:
         state = self.state
         result = self._held_out_loss(self.config.trainer.eval_tokens)
+        if not math.isfinite(result.loss):  # the weights themselves are spoilt: nothing to skip
+            raise self._stopped(f"step {state.step}: held-out loss {result.loss}")
         line = {
             "step": state.step,
             "tokens": state.tokens,
@@ -205,8 +216,8 @@ class Trainer:
     def _sample(self, n_token: int) -> str:
         options, model = self.config.trainer, self.state.model
         if self.config.model.position == "learned":
-            room = self.config.model.context - len(self.corpus.tokenizer.encode(options.sample_prompt))
-            n_token = min(n_token, room)
+            prompt = self.corpus.tokenizer.encode(options.sample_prompt)
+            n_token = min(n_token, self.config.model.context - max(1, len(prompt)))
         return generate(
             model,
             self.corpus.tokenizer,
@@ -271,3 +282,9 @@ def _check_corpus(config: TrainConfig, corpus: PreparedCorpus) -> None:
                 f"data={config.data.name}: {len(stream)} {name} tokens are less than one sequence of "
                 f"{config.sequence_length}: give it more text or lower trainer.sequence_length"
             )
+    prompt = len(corpus.tokenizer.encode(config.trainer.sample_prompt))
+    if config.model.position == "learned" and prompt >= config.model.context:
+        raise UserError(
+            f"trainer.sample_prompt has {prompt} tokens, which fill the {config.model.context} learned positions: "
+            "shorten it"
+        )

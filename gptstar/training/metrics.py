@@ -13,11 +13,13 @@ import os
 import socket
 import uuid
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlparse
 
 from gptstar.errors import UserError
+from gptstar.files import replace_text
 from gptstar.training.config import LoggerConfig
 
 TIMING_KEYS = ("seconds", "tokens_per_second", "mfu", "memory_gib")
@@ -41,9 +43,7 @@ class MetricsLog:
         self.path = run / "metrics.jsonl"
         self.tracker = tracker
         kept = [line for line in read_metrics(self.path) if line["step"] <= step and "final_loss" not in line]
-        part = self.path.with_suffix(".jsonl.part")
-        part.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(part, self.path)
+        replace_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = self.path.open("a")
 
     def write(self, lines: list[dict]) -> None:
@@ -69,8 +69,14 @@ def read_metrics(path: Path) -> list[dict]:
     return [json.loads(line) for line in lines[:-1] if line]  # what follows the last newline is not complete
 
 
+def check_tracker(config: LoggerConfig) -> None:
+    """Raises UserError where the package that `logger.name` needs is missing."""
+    if config.name == "tensorboard" and find_spec("tensorboard") is None:
+        raise UserError("logger=tensorboard needs the tensorboard package: pip install 'gptstar[tensorboard]'")
+
+
 def open_tracker(config: LoggerConfig, run: Path, run_config: dict, step: int) -> Tracker | None:
-    """The tracker of `logger.name`, continuing the run's earlier one. UserError where its package is missing."""
+    """The tracker of `logger.name`, continuing the run's earlier one. UserError where it cannot start."""
     if config.name == "wandb":
         return _Wandb(config, run, run_config)
     if config.name == "tensorboard":
@@ -86,17 +92,21 @@ class _Wandb:
         if not id_file.is_file():
             id_file.write_text(uuid.uuid4().hex[:8])
         mode = _wandb_mode() if config.mode == "auto" else config.mode
-        self.run = wandb.init(
-            project=config.project,
-            entity=config.entity,
-            group=config.group,
-            name=run.name,
-            id=id_file.read_text().strip(),
-            dir=str(run),
-            resume="allow" if mode == "online" else None,
-            config=run_config,
-            mode="online" if mode == "online" else "offline",
-        )
+        try:
+            self.run = wandb.init(
+                project=config.project,
+                entity=config.entity,
+                group=config.group,
+                name=run.name,
+                id=id_file.read_text().strip(),
+                dir=str(run),
+                resume="allow" if mode == "online" else None,
+                config=run_config,
+                mode="online" if mode == "online" else "offline",
+            )
+        except wandb.Error as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"logger=wandb could not start ({reason}): try logger.mode=offline") from error
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
         self.run.log(dict(values), step=step)
@@ -127,12 +137,8 @@ def _wandb_mode() -> str:
 
 class _TensorBoard:
     def __init__(self, run: Path, step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise UserError(
-                "logger=tensorboard needs the tensorboard package: pip install 'gptstar[tensorboard]'"
-            ) from error
+        from torch.utils.tensorboard import SummaryWriter
+
         self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
     def log(self, values: Mapping[str, Any], step: int) -> None:

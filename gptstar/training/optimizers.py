@@ -31,8 +31,10 @@ class OptimizerConfig:
             raise ValueError(f"optimizer.lr={self.lr} must be above 0")
         if self.weight_decay < 0:
             raise ValueError(f"optimizer.weight_decay={self.weight_decay} must not be negative")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"optimizer.betas={tuple(self.betas)} must each lie in [0, 1)")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimizer.betas={list(self.betas)} must be two numbers in [0, 1)")
+        if not self.eps > 0:
+            raise ValueError(f"optimizer.eps={self.eps} must be above 0")
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:

@@ -16,7 +16,8 @@ from pathlib import Path
 import yaml
 
 from gptstar.errors import UserError
-from gptstar.pretrained.native import find_checkpoint, read_run_config
+from gptstar.files import replace_text
+from gptstar.pretrained.native import find_checkpoint, find_run, list_checkpoints, read_run_config
 from gptstar.training.config import TrainConfig
 
 # What a run is: changing any of these would make its continuation a different run.
@@ -41,10 +42,20 @@ def find_start(config: TrainConfig) -> Path | None:
     if not config.resume:
         _refuse_used(run)
         return None
-    start = find_checkpoint(config.resume)
-    _refuse_changes(start.parent.parent, config)
-    if not _same_run(run, start):
+    origin = find_run(config.resume)
+    _refuse_changes(origin, config)
+    steps = list_checkpoints(origin)
+    if origin.resolve() != run.resolve():
         _refuse_used(run)
+        return find_checkpoint(config.resume)
+    if not steps:  # ended before its first checkpoint: from the beginning again
+        return None
+    start = find_checkpoint(config.resume)
+    if start.name != steps[-1].name:
+        raise UserError(
+            f"resume={config.resume}: the run has gone on to {steps[-1].name}: choose a new run_dir to branch off, "
+            f"or resume={origin}"
+        )
     return start
 
 
@@ -57,10 +68,10 @@ def open_run_folder(config: TrainConfig, start: Path | None, environment: dict) 
     run.mkdir(parents=True, exist_ok=True)
     if start is not None and not _same_run(run, start):
         shutil.copyfile(start.parent.parent / "metrics.jsonl", run / "metrics.jsonl")
-    (run / "config.yaml").write_text(yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
+    replace_text(run / "config.yaml", yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
     path = run / "environment.json"
     entries = json.loads(path.read_text()) if path.is_file() else []
-    path.write_text(json.dumps([*entries, environment], indent=1))
+    replace_text(path, json.dumps([*entries, environment], indent=1))
     return run
 
 

@@ -16,13 +16,14 @@ class TrainState:
     model: GPT
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    corpus: str = ""  # the key of the prepared corpus
     step: int = 0
     tokens: int = 0
     skipped: int = 0
 
     def counters(self) -> dict:
         """The plain numbers, for JSON."""
-        return {"step": self.step, "tokens": self.tokens, "skipped": self.skipped}
+        return {"step": self.step, "tokens": self.tokens, "skipped": self.skipped, "corpus": self.corpus}
 
     def tensors(self) -> dict:
         """Optimizer moments, loss scale and random states, of types that torch.load(weights_only=True) accepts."""
@@ -40,7 +41,8 @@ class TrainState:
         self.optimizer.load_state_dict(tensors["optimizer"])
         for group, ours in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(ours)  # moments are the run's; weight decay and betas are this configuration's
-        self.scaler.load_state_dict(tensors["scaler"])
+        if tensors["scaler"] and self.scaler.is_enabled():  # a run may go on in another precision
+            self.scaler.load_state_dict(tensors["scaler"])
         torch.set_rng_state(tensors["torch_rng"])
         if len(tensors["cuda_rng"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(tensors["cuda_rng"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 
@@ -29,8 +30,9 @@ def peak_flops(device: torch.device) -> float | None:
     if device.type == "cpu":
         return measure_matmul_peak(device, size=1536, repeats=4)
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        return next((CUDA_PEAKS[key] for key in sorted(CUDA_PEAKS, key=len, reverse=True) if key in name), None)
+        words = set(re.split(r"[\s-]+", torch.cuda.get_device_name(device)))
+        longest_first = sorted(CUDA_PEAKS, key=len, reverse=True)
+        return next((CUDA_PEAKS[key] for key in longest_first if set(key.split()) <= words), None)
     return None
 
 

@@ -63,6 +63,12 @@ def test_a_dataset_in_a_folder_goes_the_hubs_road(tmp_path):
         open_corpus(DataConfig(corpus="hub", dataset=str(tmp_path), text_field="body"))
 
 
+def test_a_column_that_is_not_text_is_named(tmp_path):
+    write_records(tmp_path / "train.jsonl", ["x", None])
+    with pytest.raises(UserError, match=r"data.text_field='text' of .*: row 1 holds NoneType, not text"):
+        list(open_corpus(DataConfig(corpus="hub", dataset=str(tmp_path))).documents())
+
+
 def test_the_fingerprint_follows_content_not_folders(tmp_path):
     prints = []
     for folder, text in (("a", "x"), ("b", "x"), ("c", "y")):

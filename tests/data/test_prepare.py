@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import platform
 from pathlib import Path
 
 import numpy as np
@@ -128,7 +129,7 @@ def test_work_of_a_killed_preparation_is_removed(data):
     for file in folder.iterdir():
         file.unlink()
     folder.rmdir()
-    leftover = folder.parent / f".{folder.name}.999999999"
+    leftover = folder.parent / f".{folder.name}.{platform.node()}.999999999"
     leftover.mkdir()
     prepare(data, BPE)
     assert sorted(p.name for p in folder.parent.iterdir()) == [folder.name]

@@ -45,6 +45,17 @@ def test_saved_and_loaded_is_the_same(tmp_path):
         assert again.fingerprint() == TRAINED.fingerprint()
 
 
+def test_truncation_and_padding_in_a_published_file_are_ignored(tmp_path):
+    TRAINED.fast.enable_truncation(5)
+    TRAINED.fast.enable_padding(length=8)
+    TRAINED.save(tmp_path / "tokenizer.json")
+    TRAINED.fast.no_truncation()
+    TRAINED.fast.no_padding()
+    again = load_tokenizer(str(tmp_path), "<|endoftext|>")
+    for text in ("the cat sat on the mat " * 9, "a"):
+        assert again.encode(text) == again.encode_batch([text])[0] == TRAINED.encode(text)
+
+
 def test_gpt2_from_its_two_files(shared):
     tokenizer = load_tokenizer(str(shared / "tokenizers" / "gpt2"), "<|endoftext|>")
     assert (tokenizer.vocab_size, tokenizer.eot_id) == (50257, 50256)

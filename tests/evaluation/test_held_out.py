@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from gptstar.data.prepare import prepare
+from gptstar.errors import UserError
 from gptstar.evaluation.command import EvaluateConfig, evaluate
 from gptstar.evaluation.held_out import held_out_loss
 from gptstar.training.loop import train
+from support import tiny_model
 
 CPU = torch.device("cpu")
 
@@ -50,6 +52,27 @@ def test_a_partial_last_batch_counts_by_its_size(train_config):
 
     results = [held_out_loss(model, stream, 32, batch, CPU).loss for batch in (1, 7, 10_000)]
     assert results == pytest.approx([results[0]] * 3, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"precision": "fp8"}, ValueError, "precision='fp8' is unknown"),
+        ({"batch": 0}, ValueError, "batch=0"),
+        ({"context": 10**6}, UserError, "context=1000000 is longer than"),
+    ],
+)
+def test_impossible_settings_are_refused(train_config, settings, error, words):
+    train(train_config)
+    with pytest.raises(error, match=words):
+        evaluate(EvaluateConfig(checkpoint=train_config.run_dir, device="cpu", **settings))
+
+
+def test_learned_positions_limit_the_context(train_config):
+    config = dataclasses.replace(train_config, model=tiny_model(position="learned"))
+    train(config)
+    with pytest.raises(UserError, match="context=64 is beyond the model's 32 learned positions"):
+        evaluate(EvaluateConfig(checkpoint=config.run_dir, device="cpu", context=64))
 
 
 def test_evaluate_repeats_the_runs_own_final_figure(train_config):

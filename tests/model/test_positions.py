@@ -35,6 +35,14 @@ def test_alibi_bias_is_minus_slope_times_distance_for_the_last_queries():
                 assert bias[head, row, j].item() == pytest.approx(-slope * (i - j))
 
 
+def test_alibi_in_a_bf16_model_still_tells_far_positions_apart():
+    scheme = ALiBi(tiny_model(n_head=8)).to(torch.bfloat16)
+    exact = scheme.score_bias(1, 1001, torch.device("cpu"), torch.float32)
+    rounded = scheme.score_bias(1, 1001, torch.device("cpu"), torch.bfloat16)
+    assert torch.equal(rounded, exact.to(torch.bfloat16))
+    assert rounded[0, 0, -9:].tolist() == [-4.0, -3.5, -3.0, -2.5, -2.0, -1.5, -1.0, -0.5, 0.0]
+
+
 def test_learned_positions_start_where_told_and_refuse_to_run_out():
     config = tiny_model(position="learned", context=6)
     position = LearnedPosition(config)

@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from gptstar.configuration import preset
+from gptstar.device import autocast
+from gptstar.model.block import BLOCKS
 from gptstar.model.cache import KeyValueCache
-from gptstar.model.config import BLOCKS, POSITIONS
 from gptstar.model.describe import parameter_count
-from gptstar.model.positions import alibi_slopes
+from gptstar.model.positions import SCHEMES, alibi_slopes
 from gptstar.model.transformer import GPT
 from support import tiny_model
 
@@ -27,7 +28,7 @@ EXACT = {
 }
 SHAPES = [
     pytest.param(dict(block=b, position=p, tie_head=t), id=f"{b}-{p}-{'tied' if t else 'untied'}")
-    for b, p, t in itertools.product(BLOCKS, POSITIONS, (True, False))
+    for b, p, t in itertools.product(BLOCKS, SCHEMES, (True, False))
 ]
 
 
@@ -44,9 +45,14 @@ def test_presets_have_exactly_their_parameters(name):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_parameter_formula_counts_what_is_built(shape):
-    model = build(**shape)
-    assert parameter_count(model.config) == sum(p.numel() for p in model.parameters())
+def test_parameters_are_those_of_the_formula(shape):
+    config = build(**shape).config
+    c, a, f = config.d_model, config.d_attention, config.d_feedforward
+    norms = 1 if config.block == "parallel_shared" else 2
+    layer = norms * 2 * c + 3 * (c + 1) * a + (a + 1) * c + (c + 1) * f + (f + 1) * c
+    embeddings = config.vocab_size * c * (1 if config.tie_head else 2)
+    positions = config.context * c if config.position == "learned" else 0
+    assert parameter_count(config) == embeddings + positions + config.n_layer * layer + 2 * c
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -184,16 +190,19 @@ def test_sequential_learned_tanh_is_transformers_gpt2():
     torch.testing.assert_close(ours.embedding.weight.grad, theirs.transformer.wte.weight.grad, rtol=1e-8, atol=1e-11)
 
 
-def test_compiled_equals_eager():
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_compiled_equals_eager(precision):
     model = build().float()
     tokens = torch.randint(0, 300, (2, 12))
-    compiled = torch.compile(model, dynamic=False)
-    expected, actual = model(tokens, tokens), compiled(tokens, tokens)
-    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
-    expected_grads = torch.autograd.grad(expected, list(model.parameters()))
-    actual_grads = torch.autograd.grad(actual, list(model.parameters()))
-    for a, b in zip(actual_grads, expected_grads, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    compiled = torch.compile(model, dynamic=False, fullgraph=True)
+    with autocast(precision, torch.device("cpu")):
+        expected, actual = model(tokens, tokens), compiled(tokens, tokens)
+    # In bf16 the two round at different places: half a percent is a few of its last bits.
+    tolerance = 1e-5 if precision == "fp32" else 5e-3
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=0)
+    gradients = [torch.autograd.grad(loss, list(model.parameters())) for loss in (actual, expected)]
+    for a, b in zip(*gradients, strict=True):
+        assert (a - b).norm() <= 4 * tolerance * b.norm()
 
 
 def test_a_sequence_beyond_learned_positions_is_refused():

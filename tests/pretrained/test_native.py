@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -21,7 +22,6 @@ def test_a_run_loads_with_its_tokenizer_ready_to_use(run):
     model, tokenizer = gptstar.load(run)
     assert not model.training and tokenizer.vocab_size == 300
     assert model(torch.tensor([[1, 2, 3]])).shape == (1, 3, 300)
-    assert model.position.slopes_H.tolist() == pytest.approx([1 / 16, 1 / 256, 1 / 4])
     half, _ = gptstar.load(run, dtype=torch.bfloat16)
     assert half.embedding.weight.dtype == torch.bfloat16
 
@@ -66,6 +66,16 @@ def test_damage_is_named(run, file, damage, words):
     with pytest.raises(UserError, match=words) as error:
         gptstar.load(folder)
     assert file in str(error.value)
+
+
+def test_a_loss_that_is_not_a_number_is_never_the_best(tmp_path):
+    for step, loss in ((1, 1.0), (2, 2.0), (3, math.nan)):
+        folder = tmp_path / "checkpoints" / f"step-{step:08d}"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps({"format": "gptstar-1", "training": {"validation_loss": loss}}))
+    assert find_checkpoint(tmp_path / "best").name == "step-00000001"
+    shutil.copytree(tmp_path / "checkpoints" / "step-00000003", tmp_path / "checkpoints" / "step-00000003.bak")
+    assert find_checkpoint(tmp_path).name == "step-00000003"
 
 
 def test_what_is_no_run_is_named(tmp_path):

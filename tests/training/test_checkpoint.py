@@ -17,10 +17,12 @@ from support import tiny_model
 TOKENIZER = train_tokenizer(["a b c"], TokenizerConfig(vocab_size=260))
 
 
-def new_state(seed: int = 0, **optimizer) -> TrainState:
+def new_state(seed: int = 0, scaler=None, **optimizer) -> TrainState:
     torch.manual_seed(seed)
     model = GPT(tiny_model())
-    return TrainState(model, build_optimizer(model, OptimizerConfig(**optimizer)), torch.amp.GradScaler("cpu"))
+    return TrainState(
+        model, build_optimizer(model, OptimizerConfig(**optimizer)), scaler or torch.amp.GradScaler("cpu"), "key"
+    )
 
 
 def advance(state: TrainState) -> None:
@@ -39,7 +41,7 @@ def test_everything_that_decides_the_future_comes_back(tmp_path):
     advance(state)
     other = new_state(seed=1)
     restore_checkpoint(saved, other)
-    assert other.counters() == {"step": 1, "tokens": 16, "skipped": 0}
+    assert other.counters() == {"step": 1, "tokens": 16, "skipped": 0, "corpus": "key"}
     advance(other)
     for a, b in zip(state.model.parameters(), other.model.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -51,6 +53,22 @@ def test_weight_decay_follows_the_new_configuration_not_the_old_checkpoint(tmp_p
     other = new_state(weight_decay=0.3)
     restore_checkpoint(save_checkpoint(tmp_path, state, TOKENIZER, 2, None), other)
     assert [g["weight_decay"] for g in other.optimizer.param_groups] == [0.3, 0.0]
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_run_may_go_on_in_another_precision(tmp_path, before):
+    state = new_state(scaler=torch.amp.GradScaler("cpu", enabled=before))
+    advance(state)
+    saved = save_checkpoint(tmp_path, state, TOKENIZER, 2, None)
+    restore_checkpoint(saved, new_state(scaler=torch.amp.GradScaler("cpu", enabled=not before)))
+
+
+def test_another_corpus_is_refused(tmp_path):
+    state, other = new_state(), new_state()
+    saved = save_checkpoint(tmp_path, state, TOKENIZER, 2, None)
+    other.corpus = "other"
+    with pytest.raises(UserError, match=r"corpus or its tokenizer is not what the run was trained on .*key, now other"):
+        restore_checkpoint(saved, other)
 
 
 def test_a_failed_write_is_reported_and_touches_no_older_checkpoint(tmp_path, monkeypatch):

@@ -13,12 +13,13 @@ import torch
 import gptstar
 from gptstar.data.tokenizer import TokenizerConfig
 from gptstar.errors import UserError
+from gptstar.evaluation.command import EvaluateConfig, evaluate
 from gptstar.training import loop
 from gptstar.training.config import LoggerConfig, TrainConfig
 from gptstar.training.loop import NonFiniteLoss, Trainer, train
 from gptstar.training.metrics import TIMING_KEYS, read_metrics
 from gptstar.training.optimizers import OptimizerConfig
-from support import tiny_model
+from support import tiny_model, write_corpus
 
 
 def changed(config: TrainConfig, **trainer) -> TrainConfig:
@@ -178,6 +179,66 @@ def test_it_can_skip_such_steps_up_to_a_limit(train_config, monkeypatch):
     json.loads(Path(config.run_dir, "metrics.jsonl").read_text().splitlines()[2])
     progress = Path(config.run_dir) / "checkpoints" / "step-00000008" / "training" / "progress.json"
     assert json.loads(progress.read_text())["skipped"] == 2
+
+
+def test_a_skipped_step_in_fp16_does_not_upset_the_loss_scaler(train_config, monkeypatch):
+    poison(monkeypatch, {3})
+    assert train(changed(train_config, nonfinite="skip", precision="fp16")).step == 8
+
+
+def test_held_out_loss_that_is_not_a_number_stops_before_it_is_saved(train_config, monkeypatch):
+    monkeypatch.setattr(loop, "held_out_loss", lambda *a: loop.HeldOutLoss(math.nan, math.nan, 0))
+    with pytest.raises(NonFiniteLoss, match="step 4: held-out loss nan: stopped; no checkpoint was written yet"):
+        train(train_config)
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_begins_again(train_config, tmp_path, monkeypatch):
+    poison(monkeypatch, {3})
+    with pytest.raises(NonFiniteLoss):
+        train(train_config)
+    monkeypatch.undo()
+    assert train(dataclasses.replace(train_config, resume=train_config.run_dir)).step == 8
+    lines = [line["step"] for line in steps(train_config.run_dir) if "lr" in line]
+    assert lines == list(range(1, 9))
+
+
+def test_going_back_inside_a_run_is_refused(train_config):
+    train(train_config)
+    first = Path(train_config.run_dir) / "checkpoints" / "step-00000004"
+    with pytest.raises(UserError, match="has gone on to step-00000008: choose a new run_dir"):
+        train(dataclasses.replace(train_config, resume=str(first)))
+
+
+def test_a_budget_that_is_already_spent_is_refused(train_config):
+    train(train_config)
+    before = Path(train_config.run_dir, "config.yaml").read_bytes()
+    with pytest.raises(UserError, match=r"has taken 8 steps and the budget is 5: raise trainer\.max_steps"):
+        train(dataclasses.replace(changed(train_config, max_steps=5), resume=train_config.run_dir))
+    assert Path(train_config.run_dir, "config.yaml").read_bytes() == before
+
+
+def test_resume_and_evaluate_refuse_a_corpus_that_has_changed(train_config, tmp_path):
+    folder = write_corpus(tmp_path / "text")
+    data = dataclasses.replace(train_config.data, paths=[f"{folder}/*.txt"])
+    config = dataclasses.replace(train_config, data=data)
+    train(config)
+    (folder / "new.txt").write_text("something else entirely " * 30)
+    with pytest.raises(UserError, match="the corpus or its tokenizer is not what the run was trained on"):
+        train(dataclasses.replace(changed(config, max_steps=10), resume=config.run_dir))
+    with pytest.raises(UserError, match="was trained with another tokenizer"):
+        evaluate(EvaluateConfig(checkpoint=config.run_dir, device="cpu"))
+
+
+@pytest.mark.parametrize(("prompt", "good"), [("", True), ("abc " * 40, False)])
+def test_a_sample_prompt_must_leave_room_in_learned_positions(train_config, prompt, good):
+    config = dataclasses.replace(changed(train_config, sample_prompt=prompt), model=tiny_model(position="learned"))
+    if good:
+        assert train(config).sample is not None
+    else:
+        with pytest.raises(
+            UserError, match=r"trainer.sample_prompt has \d+ tokens, which fill the 32 learned positions"
+        ):
+            train(config)
 
 
 def test_skipping_ends_at_its_limit(train_config, monkeypatch):

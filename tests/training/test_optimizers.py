@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from gptstar.model.config import BLOCKS
+from gptstar.model.block import BLOCKS
 from gptstar.model.transformer import GPT
 from gptstar.training.optimizers import OptimizerConfig, build_optimizer, parameter_groups, set_learning_rate
 from support import tiny_model
@@ -42,7 +42,13 @@ def test_adamw_is_its_definition():
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"name": "adam"}, "'adam' is unknown"), ({"lr": 0.0}, "lr=0.0"), ({"betas": (0.9, 1.0)}, r"betas=\(0.9, 1.0\)")],
+    [
+        ({"name": "adam"}, "'adam' is unknown"),
+        ({"lr": 0.0}, "lr=0.0"),
+        ({"betas": (0.9, 1.0)}, r"betas=\[0.9, 1.0\]"),
+        ({"betas": (0.9,)}, "two numbers"),
+        ({"eps": -1.0}, r"eps=-1.0"),
+    ],
 )
 def test_impossible_settings_are_refused(changes, words):
     with pytest.raises(ValueError, match=words):

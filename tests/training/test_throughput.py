@@ -22,11 +22,20 @@ def test_measuring_leaves_the_runs_random_state_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize(
-    ("name", "peak"),
-    [("NVIDIA H200", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA L4", 121e12),
-     ("NVIDIA L40S", 362e12), ("Some Other GPU", None)],
-)  # fmt: skip
+PEAKS = {
+    "NVIDIA H200": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA L40": None,
+    "NVIDIA T400 4GB": None,
+    "Some Other GPU": None,
+}
+
+
+@pytest.mark.parametrize(("name", "peak"), PEAKS.items())
 def test_gpus_are_known_by_name(monkeypatch, name, peak):
     monkeypatch.setattr(throughput.torch.cuda, "get_device_name", lambda device: name)
     assert peak_flops(torch.device("cuda")) == peak
