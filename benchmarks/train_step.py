@@ -154,7 +154,13 @@ def main() -> None:
             spread = f"{min(pairs):.2f} - {max(pairs):.2f}"
             print(f"MFU ratio {name} / {peer}: {statistics.median(pairs):.2f} ({spread})")
     if options.json:
-        result = {"cpu": cpu_name(), "commit": commit(), "batch": options.batch, "length": options.length}
+        result = {
+            "command": "python " + " ".join(sys.argv),
+            "cpu": cpu_name(),
+            "commit": commit(),
+            "batch": options.batch,
+            "length": options.length,
+        }
         result |= {"peak_flops": peaks, "mfu": mfu, "seconds": seconds, "median_ratios": ratios}
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(result, indent=1))
