@@ -60,9 +60,10 @@ def generate_tokens(
     if max_new_tokens < 0:
         raise UserError(f"max_new_tokens={max_new_tokens} must not be negative")
     capacity = len(tokens) + max_new_tokens
-    if model.config.position == "learned" and capacity > model.config.context:
+    longest = model.config.longest
+    if longest is not None and capacity > longest:
         raise UserError(
-            f"{len(tokens)} prompt tokens and max_new_tokens={max_new_tokens} exceed the {model.config.context} "
+            f"{len(tokens)} prompt tokens and max_new_tokens={max_new_tokens} exceed the {longest} "
             "learned positions: shorten the prompt or lower max_new_tokens"
         )
     device, dtype = model.embedding.weight.device, model.embedding.weight.dtype

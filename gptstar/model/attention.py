@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -11,54 +11,106 @@ from torch import Tensor, nn
 
 from gptstar.model.cache import KeyValueCache
 from gptstar.model.config import ModelConfig
+from gptstar.model.norms import build_norm
+from gptstar.model.positions import NoPosition
 from gptstar.model.projections import FusedLinear
 
 
-def causal_mask(n_query: int, n_key: int, device: torch.device) -> Tensor:
-    """(n_query, n_key) bool, True where a key may be seen; the queries are the last n_query positions."""
-    return torch.ones(n_query, n_key, dtype=torch.bool, device=device).tril(n_key - n_query)
+@dataclass(frozen=True)
+class Sight:
+    """What the queries of one forward pass may see: made once for all layers with the same position and window.
+
+    bias_HTS: what is added to the scaled scores, -inf where a key may not be seen, (H or 1, T, S); None: plain causal.
+    start: the position of the first query.
+    """
+
+    position: NoPosition
+    bias_HTS: Tensor | None
+    start: int
 
 
-def dense_attention(q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, bias_HTS: Tensor | None) -> Tensor:
-    """The definition, written out: every other kernel is tested against it. (B, H, T, D)."""
-    n_query, n_key = q_BHTD.shape[2], k_BHSD.shape[2]
-    scores = q_BHTD @ k_BHSD.transpose(-1, -2) / math.sqrt(q_BHTD.shape[-1])
-    if bias_HTS is not None:
+def visible(n_query: int, n_key: int, window: int, device: torch.device) -> Tensor:
+    """(n_query, n_key) bool, True where a key may be seen; the queries are the last n_query positions.
+
+    window: how many positions are seen, the query's own included (Beltagy et al., arXiv:2004.05150); 0: all.
+    """
+    seen = torch.ones(n_query, n_key, dtype=torch.bool, device=device).tril(n_key - n_query)
+    return seen.triu(n_key - n_query - window + 1) if window else seen
+
+
+def make_sight(
+    position: NoPosition, window: int, start: int, n_query: int, device: torch.device, dtype: torch.dtype
+) -> Sight:
+    """The Sight of n_query positions from `start`. A bias holds the mask: SDPA takes a bias or a causal flag."""
+    n_key = start + n_query
+    bias = position.score_bias(n_query, n_key, device, dtype)
+    window = window if window < n_key else 0
+    if bias is None and not window:
+        return Sight(position, None, start)
+    if bias is None:
+        bias = torch.zeros(1, n_query, n_key, device=device, dtype=dtype)
+    return Sight(position, bias.masked_fill(~visible(n_query, n_key, window, device), -torch.inf), start)
+
+
+class Kernel(Protocol):
+    """Attention of queries over keys and values, the H query heads sharing K key/value heads in order."""
+
+    def __call__(
+        self, q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias_HTS: Tensor | None, scale: float, softcap: float
+    ) -> Tensor:
+        """(B, H, T, D). softcap: scores become softcap * tanh(scores / softcap) before the bias; 0: none."""
+
+
+def dense_attention(
+    q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias_HTS: Tensor | None, scale: float, softcap: float
+) -> Tensor:
+    """The definition, written out: every other kernel is tested against it."""
+    n_query, n_key, group = q_BHTD.shape[2], k_BKSD.shape[2], q_BHTD.shape[1] // k_BKSD.shape[1]
+    k_BHSD, v_BHSD = k_BKSD.repeat_interleave(group, 1), v_BKSD.repeat_interleave(group, 1)
+    scores = q_BHTD @ k_BHSD.transpose(-1, -2) * scale
+    if softcap:
+        scores = softcap * (scores / softcap).tanh()
+    if bias_HTS is None:
+        scores = scores.masked_fill(~visible(n_query, n_key, 0, scores.device), -torch.inf)
+    else:
         scores = scores + bias_HTS
-    scores = scores.masked_fill(~causal_mask(n_query, n_key, scores.device), -torch.inf)
     return scores.softmax(-1) @ v_BHSD
 
 
-def sdpa_attention(q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, bias_HTS: Tensor | None) -> Tensor:
-    """torch's fused attention, which never writes the (T, S) probabilities to memory. (B, H, T, D)."""
-    n_query, n_key = q_BHTD.shape[2], k_BHSD.shape[2]
-    if bias_HTS is None:
-        square = n_query == n_key  # is_causal aligns to the top left, so it is right for square scores only
-        mask = None if square or n_query == 1 else causal_mask(n_query, n_key, q_BHTD.device)
-        return F.scaled_dot_product_attention(q_BHTD, k_BHSD, v_BHSD, attn_mask=mask, is_causal=square)
-    return F.scaled_dot_product_attention(q_BHTD, k_BHSD, v_BHSD, attn_mask=bias_HTS[None])
+def sdpa_attention(
+    q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias_HTS: Tensor | None, scale: float, softcap: float
+) -> Tensor:
+    """torch's fused attention, which never writes the (T, S) probabilities to memory. It knows no soft-cap."""
+    assert not softcap
+    n_query, n_key = q_BHTD.shape[2], k_BKSD.shape[2]
+    grouped = q_BHTD.shape[1] != k_BKSD.shape[1]
+    square = n_query == n_key  # is_causal aligns to the top left, so it is right for square scores only
+    if bias_HTS is not None:
+        mask, causal = bias_HTS[None], False
+    elif square or n_query == 1:
+        mask, causal = None, square
+    else:
+        mask, causal = visible(n_query, n_key, 0, q_BHTD.device), False
+    return F.scaled_dot_product_attention(
+        q_BHTD, k_BKSD, v_BKSD, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
+    )
 
 
-KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]] = {
-    "dense": dense_attention,
-    "sdpa": sdpa_attention,
-}
+KERNELS: dict[str, Kernel] = {"dense": dense_attention, "sdpa": sdpa_attention}
 
 
-def pick_kernel() -> str:
-    """The kernel a model uses. SDPA everywhere: on a CPU it is the only fused kernel that also has a backward
-    pass with a bias (FlexAttention has none there)."""
-    return "sdpa"
+def pick_kernel(config: ModelConfig) -> str:
+    """The kernel a model uses: SDPA, unless scores are soft-capped, which it cannot do.
 
-
-def masked_bias(bias_HTS: Tensor | None, n_query: int, n_key: int) -> Tensor | None:
-    """A score bias with the causal mask written into it, made once a forward pass and used by every layer.
-
-    SDPA accepts either a mask or a causal flag, so a bias has to carry the mask itself.
+    On a CPU SDPA is the only fused kernel that also has a backward pass with a bias (FlexAttention has none there).
     """
-    if bias_HTS is None:
-        return None
-    return bias_HTS.masked_fill(~causal_mask(n_query, n_key, bias_HTS.device), -torch.inf)
+    return "dense" if config.score_softcap else "sdpa"
+
+
+def query_key_value(config: ModelConfig) -> dict[str, int]:
+    """The matrices that read the sublayer's input, and their widths."""
+    shared = config.n_key_value * config.head_size
+    return {"query": config.d_attention, "key": shared, "value": shared}
 
 
 class AttentionCore(nn.Module):
@@ -66,28 +118,35 @@ class AttentionCore(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.n_head, self.d_head, self.layer = config.n_head, config.head_size, layer
-        self.kernel = KERNELS[pick_kernel()]
+        self.layer, self.head_size = layer, config.head_size
+        self.widths = list(query_key_value(config).values())
+        self.scale = config.score_scale or config.head_size**-0.5
+        self.softcap = config.score_softcap
+        self.kernel = KERNELS[pick_kernel(config)]
+        # QK-norm (Henry et al., arXiv:2010.04245): each head's queries and keys normalised before they are compared.
+        self.query_norm = build_norm(config.norm, config.head_size, config.norm_eps) if config.qk_norm else None
+        self.key_norm = build_norm(config.norm, config.head_size, config.norm_eps) if config.qk_norm else None
 
-    def forward(self, qkv_BT3A: Tensor, bias_HTS: Tensor | None, cache: KeyValueCache | None) -> Tensor:
-        """(B, T, 3 * H * D), queries then keys then values, -> (B, T, H * D). `bias_HTS` holds the causal mask."""
-        B, T, _ = qkv_BT3A.shape
-        q, k, v = qkv_BT3A.view(B, T, 3, self.n_head, self.d_head).permute(2, 0, 3, 1, 4).unbind(0)
+    def attend(self, qkv: Tensor, sight: Sight, cache: KeyValueCache | None) -> Tensor:
+        """(B, T, (H + 2K) * D), queries then keys then values, -> (B, T, H * D)."""
+        B, T, _ = qkv.shape
+        q, k, v = (x.view(B, T, -1, self.head_size).transpose(1, 2) for x in qkv.split(self.widths, -1))
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
+        q, k = sight.position.rotate(q, k, sight.start)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        y_BHTD = self.kernel(q, k, v, bias_HTS)
-        return y_BHTD.transpose(1, 2).reshape(B, T, self.n_head * self.d_head)
+        y_BHTD = self.kernel(q, k, v, sight.bias_HTS, self.scale, self.softcap)
+        return y_BHTD.transpose(1, 2).reshape(B, T, -1)
 
 
-class Attention(nn.Module):
+class Attention(AttentionCore):
     """Query, key and value as one matmul, attention, output projection: (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
-        super().__init__()
-        width = config.d_attention
-        self.qkv = FusedLinear({"query": width, "key": width, "value": width}, config.d_model)
-        self.core = AttentionCore(config, layer)
-        self.output = nn.Linear(width, config.d_model)
+        super().__init__(config, layer)
+        self.inputs = FusedLinear(query_key_value(config), config.d_model, bias=config.query_key_value_bias)
+        self.output = nn.Linear(config.d_attention, config.d_model, bias=config.attention_output_bias)
 
-    def forward(self, x_BTC: Tensor, bias_HTS: Tensor | None, cache: KeyValueCache | None) -> Tensor:
-        return self.output(self.core(self.qkv(x_BTC), bias_HTS, cache))
+    def forward(self, x_BTC: Tensor, sight: Sight, cache: KeyValueCache | None) -> Tensor:
+        return self.output(self.attend(self.inputs(x_BTC), sight, cache))

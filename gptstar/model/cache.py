@@ -9,7 +9,7 @@ from gptstar.model.config import ModelConfig
 
 
 class KeyValueCache:
-    """Preallocated keys and values of every layer: two (n_layer, B, H, capacity, D) tensors, filled from the left.
+    """Preallocated keys and values of every layer: two (n_layer, B, K, capacity, D) tensors, filled from the left.
 
     `length` counts the tokens every layer has seen; the model advances it once a forward pass.
     """
@@ -22,19 +22,19 @@ class KeyValueCache:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        shape = (config.n_layer, batch, config.n_head, capacity, config.head_size)
+        shape = (config.n_layer, batch, config.n_key_value, capacity, config.head_size)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.capacity = capacity
         self.length = 0
 
-    def append(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores T new positions of one layer and returns all positions so far, as views (B, H, length + T, D)."""
-        end = self.length + k_BHTD.shape[2]
+    def append(self, layer: int, k_BKTD: Tensor, v_BKTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores T new positions of one layer and returns all positions so far, as views (B, K, length + T, D)."""
+        end = self.length + k_BKTD.shape[2]
         if end > self.capacity:
             raise ValueError(f"the key/value cache holds {self.capacity} tokens, {end} are needed: make it larger")
-        self.keys[layer, :, :, self.length : end] = k_BHTD
-        self.values[layer, :, :, self.length : end] = v_BHTD
+        self.keys[layer, :, :, self.length : end] = k_BKTD
+        self.values[layer, :, :, self.length : end] = v_BKTD
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
     def advance(self, n_token: int) -> None:

@@ -2,25 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 
 
 @dataclass
 class ModelConfig:
-    """The shape of one GPT. Widths are in channels, lengths in tokens.
+    """The shape of one GPT. Widths are in channels, lengths in tokens; 0 stands for "the usual" or "off".
 
+    Stream
     block        how a layer's two sublayers join the residual stream (see `block.py`):
                  sequential       GPT-2: x + attention(norm(x)), then x + feedforward(norm(x))
-                 parallel         GPT-NeoX: both sublayers read x, each through its own LayerNorm
-                 parallel_shared  GPT-J and GPT*: both read the same LayerNorm; four matmuls become two
-    position     alibi (Press et al., arXiv:2108.12409), learned (GPT-2's table of `context` rows) or none
-    activation   gelu (exact, erf) or gelu_tanh (GPT-2's "gelu_new")
-    n_head, d_head  any pair: n_head * d_head need not equal d_model ("wide heads").
-                 d_head=0 means d_model / n_head
-    d_ff         feed-forward width; 0 means 4 * d_model
+                 parallel         GPT-NeoX: both sublayers read x, each through its own norm
+                 parallel_shared  GPT-J and GPT*: both read the same norm; four matmuls become two
+    norm         layernorm, layernorm_nobias or rmsnorm (`norms.py`), everywhere
+    sandwich_norm  one more norm after each sublayer; embedding_norm  one after the embedding (BLOOM)
     context      tokens a training sequence has; a hard limit only with learned positions
-    tie_head     the output head is the token embedding itself (no bias), counted once
-    init_std     standard deviation of all weights at the start (see `initialization.py`)
+    init_std     standard deviation of all weights at the start (`initialization.py`)
+
+    Positions (`positions.py`)
+    position     none, learned (GPT-2's table of `context` rows), sinusoidal, rotary, alibi, alibi_learned (trained
+                 slopes) or relative (T5)
+    layer_positions  one scheme a layer, repeated from its start where it is shorter; empty: `position` in all
+    rotary_fraction, rotary_base, rotary_interleaved  share of a head's channels that turn, base, pairing
+
+    Attention (`attention.py`)
+    n_head, d_head  any pair: n_head * d_head need not equal d_model ("wide heads"). d_head=0 means d_model / n_head
+    n_kv_head    key/value heads, each shared by n_head / n_kv_head query heads (Ainslie et al., arXiv:2305.13245);
+                 1 is multi-query, 0 means n_head
+    windows      one a layer, repeated from its start: how many positions a query sees, itself included; 0: all;
+                 [0, 256] is GPT-Neo's alternation
+    qk_norm      each head's queries and keys are normalised
+    score_scale  what scores are multiplied by; 0: 1/sqrt(d_head). GPT-Neo: 1
+    score_softcap  scores become cap * tanh(scores / cap) (Gemma 2, arXiv:2408.00118)
+    query_key_value_bias, attention_output_bias  whether those layers have a bias
+
+    Feed-forward (`feedforward.py`)
+    activation   gelu (exact), gelu_tanh (GPT-2's "gelu_new"), relu, relu_squared, swiglu or geglu
+    d_ff         width; 0 means 4 * d_model
+    feedforward_bias  whether both layers have a bias
+
+    Head
+    tie_head     the output head is the token embedding itself, counted once
+    head_bias    whether it has a bias; logit_softcap  logits become cap * tanh(logits / cap)
+    pad_vocab_to the embedding's rows are rounded up to a multiple, for speed; the extra tokens have probability 0
     """
 
     name: str = "custom"
@@ -37,29 +62,64 @@ class ModelConfig:
     tie_head: bool = True
     norm_eps: float = 1e-5
     init_std: float = 0.02
+    norm: str = "layernorm"
+    sandwich_norm: bool = False
+    embedding_norm: bool = False
+    layer_positions: list[str] = field(default_factory=list)
+    rotary_fraction: float = 1.0
+    rotary_base: float = 10_000.0
+    rotary_interleaved: bool = False
+    n_kv_head: int = 0
+    windows: list[int] = field(default_factory=list)
+    qk_norm: bool = False
+    score_scale: float = 0.0
+    score_softcap: float = 0.0
+    query_key_value_bias: bool = True
+    attention_output_bias: bool = True
+    feedforward_bias: bool = True
+    head_bias: bool = False
+    logit_softcap: float = 0.0
+    pad_vocab_to: int = 1
 
     def __post_init__(self) -> None:
         # Here, because what the tables hold is built from this configuration.
         from gptstar.model.block import BLOCKS
         from gptstar.model.feedforward import ACTIVATIONS
+        from gptstar.model.norms import NORMS
         from gptstar.model.positions import SCHEMES
 
-        for key, allowed in (("block", BLOCKS), ("position", SCHEMES), ("activation", ACTIVATIONS)):
-            if getattr(self, key) not in allowed:
-                raise ValueError(f"model.{key}={getattr(self, key)!r} is unknown: choose one of {', '.join(allowed)}")
-        for key in ("vocab_size", "n_layer", "d_model", "n_head", "context"):
+        _known("block", self.block, BLOCKS)
+        _known("norm", self.norm, NORMS)
+        _known("activation", self.activation, ACTIVATIONS)
+        _known("position", self.position, SCHEMES)
+        for scheme in self.layer_positions:
+            _known("layer_positions", scheme, SCHEMES)
+        for key in ("vocab_size", "n_layer", "d_model", "n_head", "context", "pad_vocab_to"):
             if getattr(self, key) < 1:
                 raise ValueError(f"model.{key}={getattr(self, key)} must be at least 1")
-        for key in ("d_head", "d_ff"):
+        for key in ("d_head", "d_ff", "n_kv_head", "score_scale", "score_softcap", "logit_softcap"):
             if getattr(self, key) < 0:
-                raise ValueError(f"model.{key}={getattr(self, key)} must be at least 1, or 0 for the usual width")
-        for key in ("norm_eps", "init_std"):
+                raise ValueError(f"model.{key}={getattr(self, key)} must be above 0, or 0 for the usual")
+        for key in ("norm_eps", "init_std", "rotary_base"):
             if not getattr(self, key) > 0:
                 raise ValueError(f"model.{key}={getattr(self, key)} must be above 0")
+        if any(window < 0 for window in self.windows):
+            raise ValueError(f"model.windows={list(self.windows)} must be positive, or 0 for no window")
+        if not 0 < self.rotary_fraction <= 1:
+            raise ValueError(f"model.rotary_fraction={self.rotary_fraction} must lie in (0, 1]")
         if not self.d_head and self.d_model % self.n_head:
             raise ValueError(
                 f"model.d_model={self.d_model} is not divisible by model.n_head={self.n_head}: "
                 "change one of them, or set model.d_head"
+            )
+        if self.n_head % self.n_key_value:
+            raise ValueError(
+                f"model.n_head={self.n_head} is not a multiple of model.n_kv_head={self.n_kv_head}: change one of them"
+            )
+        if "rotary" in self.schemes and int(self.head_size * self.rotary_fraction) < 2:
+            raise ValueError(
+                f"model.rotary_fraction={self.rotary_fraction} of {self.head_size} channels a head leaves no pair to "
+                "turn: raise it, or set a larger model.d_head"
             )
 
     # Fields stay as they were given, so that a changed d_model changes the widths that follow from it.
@@ -70,6 +130,11 @@ class ModelConfig:
         return self.d_head or self.d_model // self.n_head
 
     @property
+    def n_key_value(self) -> int:
+        """Key/value heads."""
+        return self.n_kv_head or self.n_head
+
+    @property
     def d_attention(self) -> int:
         """Width of all heads side by side."""
         return self.n_head * self.head_size
@@ -78,3 +143,28 @@ class ModelConfig:
     def d_feedforward(self) -> int:
         """Width between the feed-forward's two matrices."""
         return self.d_ff or 4 * self.d_model
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding."""
+        return -(-self.vocab_size // self.pad_vocab_to) * self.pad_vocab_to
+
+    @property
+    def schemes(self) -> list[str]:
+        """The position scheme of each layer."""
+        pattern = self.layer_positions or [self.position]
+        return [pattern[layer % len(pattern)] for layer in range(self.n_layer)]
+
+    def window(self, layer: int) -> int:
+        """How many positions a layer's queries see; 0: all."""
+        return self.windows[layer % len(self.windows)] if self.windows else 0
+
+    @property
+    def longest(self) -> int | None:
+        """The longest sequence the model can read, or None where nothing limits it."""
+        return self.context if "learned" in self.schemes else None
+
+
+def _known(key: str, value: str, allowed: Collection[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"model.{key}={value!r} is unknown: choose one of {', '.join(allowed)}")

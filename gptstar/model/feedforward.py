@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptstar.model.config import ModelConfig
+from gptstar.model.projections import FusedLinear
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -20,7 +21,38 @@ def gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "gelu_tanh": gelu_tanh}
+def relu_squared(x: Tensor) -> Tensor:
+    """max(0, x)^2 (So et al., "Primer", arXiv:2109.08668)."""
+    return F.relu(x).square()
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """silu(gate) * up (Shazeer, arXiv:2002.05202); the input holds the gate, then up: (..., 2F) -> (..., F)."""
+    gate, up = x.chunk(2, -1)
+    return F.silu(gate) * up
+
+
+def geglu(x: Tensor) -> Tensor:
+    """gelu(gate) * up (Shazeer, arXiv:2002.05202): (..., 2F) -> (..., F)."""
+    gate, up = x.chunk(2, -1)
+    return F.gelu(gate) * up
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "relu": F.relu,
+    "relu_squared": relu_squared,
+    "swiglu": swiglu,
+    "geglu": geglu,
+}
+GATED = (swiglu, geglu)
+
+
+def input_parts(config: ModelConfig) -> dict[str, int]:
+    """The matrices that read the sublayer's input, and their widths."""
+    gate = {"gate": config.d_feedforward} if ACTIVATIONS[config.activation] in GATED else {}
+    return {**gate, "up": config.d_feedforward}
 
 
 class FeedForward(nn.Module):
@@ -28,9 +60,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(config.d_model, config.d_feedforward)
-        self.down = nn.Linear(config.d_feedforward, config.d_model)
+        self.inputs = FusedLinear(input_parts(config), config.d_model, bias=config.feedforward_bias)
         self.activation = ACTIVATIONS[config.activation]
+        self.down = nn.Linear(config.d_feedforward, config.d_model, bias=config.feedforward_bias)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        return self.down(self.activation(self.up(x_BTC)))
+        return self.down(self.activation(self.inputs(x_BTC)))

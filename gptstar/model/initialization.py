@@ -17,6 +17,7 @@ from torch import nn
 
 from gptstar.model.block import Block
 from gptstar.model.config import ModelConfig
+from gptstar.model.positions import NoPosition
 
 
 @torch.no_grad()
@@ -26,11 +27,13 @@ def initialize(model: nn.Module, config: ModelConfig) -> None:
         for name, parameter in module.named_parameters(recurse=False):
             if name == "bias":
                 parameter.zero_()
-            elif isinstance(module, nn.LayerNorm):
+            elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
                 parameter.fill_(1.0)
             else:
                 parameter.normal_(0.0, config.init_std)
-    for block in model.modules():
-        if isinstance(block, Block):
-            for weight in block.residual_outputs():
-                weight.mul_((config.n_layer * block.residual_additions) ** -0.5)
+    for module in model.modules():
+        if isinstance(module, Block):
+            for weight in module.residual_outputs():
+                weight.mul_((config.n_layer * module.residual_additions) ** -0.5)
+        if isinstance(module, NoPosition):
+            module.reset_parameters()

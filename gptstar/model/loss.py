@@ -13,8 +13,13 @@ def _compute_dtype(weight: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
+def softcapped(logits: Tensor, cap: float) -> Tensor:
+    """cap * tanh(logits / cap): bounded logits (Gemma 2, arXiv:2408.00118); 0 leaves them as they are."""
+    return cap * (logits / cap).tanh() if cap else logits
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Sum over rows of -log softmax(hidden @ weight.T)[target], chunk by chunk.
+    """Sum over rows of -log softmax(logits)[target], chunk by chunk; logits = softcap(hidden @ weight.T + bias).
 
     The gradient of a chunk is computed while its logits are at hand (as in Liger Kernel, arXiv:2410.10989), so the
     head's three matmuls are all there is: nothing is recomputed. softmax - onehot stays unscaled until the end,
@@ -22,7 +27,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden_NC: Tensor, weight_VC: Tensor, target_N: Tensor) -> Tensor:
+    def forward(
+        ctx,
+        hidden_NC: Tensor,
+        weight_VC: Tensor,
+        target_N: Tensor,
+        bias_V: Tensor | None,
+        softcap: float,
+        n_valid: int,
+    ) -> Tensor:
         needs_grad = any(ctx.needs_input_grad)
         w_VC = weight_VC.to(_compute_dtype(weight_VC))
         h_NC = hidden_NC.to(w_VC.dtype)
@@ -30,15 +43,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), device=h_NC.device, dtype=wide)
         grad_h = torch.empty_like(h_NC) if needs_grad else None
         grad_w = torch.zeros_like(weight_VC, dtype=wide) if needs_grad else None
+        grad_b = torch.zeros_like(bias_V, dtype=wide) if needs_grad and bias_V is not None else None
         rows = max(1, CHUNK_ELEMENTS // weight_VC.shape[0])
         for start in range(0, len(h_NC), rows):
             h, target = h_NC[start : start + rows], target_N[start : start + rows, None]
             logits = (h @ w_VC.t()).to(wide)
+            if bias_V is not None:
+                logits += bias_V
+            slope = None
+            if softcap:
+                logits = softcapped(logits, softcap)
+                slope = 1 - (logits / softcap).square() if needs_grad else None
+            logits[:, n_valid:] = -torch.inf  # rows that only pad the vocabulary
             logits -= logits.logsumexp(-1, keepdim=True)  # now log-probabilities
             total -= logits.gather(-1, target).sum()
             if grad_h is not None and grad_w is not None:
                 logits.exp_()
                 logits.scatter_add_(-1, target, logits.new_full(target.shape, -1.0))  # softmax - onehot
+                if slope is not None:
+                    logits *= slope
+                if grad_b is not None:
+                    grad_b += logits.sum(0)
                 d_logits = logits.to(w_VC.dtype)
                 torch.mm(d_logits, w_VC, out=grad_h[start : start + rows])
                 if d_logits.dtype == wide:
@@ -46,21 +71,33 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 else:
                     grad_w += d_logits.t() @ h
         if needs_grad:
-            ctx.save_for_backward(grad_h, grad_w)
+            ctx.save_for_backward(grad_h, grad_w, grad_b)
             ctx.dtypes = hidden_NC.dtype, weight_VC.dtype
         return total
 
     @staticmethod
     def backward(ctx, grad_output: Tensor):
-        grad_h, grad_w = ctx.saved_tensors
-        return (grad_h * grad_output).to(ctx.dtypes[0]), (grad_w * grad_output).to(ctx.dtypes[1]), None
+        grad_h, grad_w, grad_b = ctx.saved_tensors
+        grad_b = None if grad_b is None else grad_b * grad_output
+        hidden, weight = ctx.dtypes
+        return (grad_h * grad_output).to(hidden), (grad_w * grad_output).to(weight), None, grad_b, None, None
 
 
-def linear_cross_entropy(hidden_NC: Tensor, weight_VC: Tensor, target_N: Tensor) -> Tensor:
-    """Mean cross-entropy in nats of `hidden_NC @ weight_VC.T` against `target_N` (int64), a scalar in fp32 or fp64.
+def linear_cross_entropy(
+    hidden_NC: Tensor,
+    weight_VC: Tensor,
+    target_N: Tensor,
+    bias_V: Tensor | None = None,
+    softcap: float = 0.0,
+    n_valid: int | None = None,
+) -> Tensor:
+    """Mean cross-entropy in nats of logits against `target_N` (int64), a scalar in fp32 or fp64.
 
-    Follows autocast. Equal to F.cross_entropy(F.linear(hidden, weight), target).
+    logits = softcap * tanh((hidden_NC @ weight_VC.T + bias_V) / softcap), of which the first n_valid count (None: all).
+    Follows autocast. Equal to F.cross_entropy of those logits.
     """
     if not torch.is_grad_enabled():  # a parameter still asks for gradients then
         hidden_NC, weight_VC = hidden_NC.detach(), weight_VC.detach()
-    return _LinearCrossEntropy.apply(hidden_NC, weight_VC, target_N) / len(target_N)
+        bias_V = None if bias_V is None else bias_V.detach()
+    n_valid = len(weight_VC) if n_valid is None else n_valid
+    return _LinearCrossEntropy.apply(hidden_NC, weight_VC, target_N, bias_V, softcap, n_valid) / len(target_N)

@@ -1,7 +1,8 @@
 """Where a token stands: one small object a scheme. Attention asks it and knows no names.
 
-A scheme may add to the embedding (`embed`) or bias the attention scores (`score_bias`); the base class does neither.
-A new scheme is a class here and an entry in `SCHEMES`; its key there is its name in configurations.
+A scheme may add to the embedding (`embed`), rotate queries and keys (`rotate`) or bias the attention scores
+(`score_bias`); the base class does none of it. A new scheme is a class here and an entry in `SCHEMES`; its key there is
+its name in configurations.
 """
 
 from __future__ import annotations
@@ -20,9 +21,16 @@ class NoPosition(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
 
+    def reset_parameters(self) -> None:
+        """Called after the general initialisation, for parameters that want another."""
+
     def embed(self, x_BTC: Tensor, start: int) -> Tensor:
         """The embeddings of positions start, start+1, ... with what this scheme adds to them."""
         return x_BTC
+
+    def rotate(self, q_BHTD: Tensor, k_BHTD: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """Queries and keys of positions start, start+1, ... as attention should compare them."""
+        return q_BHTD, k_BHTD
 
     def score_bias(self, n_query: int, n_key: int, device: torch.device, dtype: torch.dtype) -> Tensor | None:
         """What to add to the scaled scores, (H, n_query, n_key), or None.
@@ -49,6 +57,64 @@ class LearnedPosition(NoPosition):
         return x_BTC + self.weight[start:end]
 
 
+class SinusoidalPosition(NoPosition):
+    """Fixed waves, sines in the first half of the channels, cosines in the second (Vaswani et al., arXiv:1706.03762).
+
+    Scaled by init_std * sqrt(2), so that they are as large as the embeddings they are added to.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.width, self.scale = config.d_model, config.init_std * math.sqrt(2)
+
+    def embed(self, x_BTC: Tensor, start: int) -> Tensor:
+        n_token, half = x_BTC.shape[1], (self.width + 1) // 2
+        angle = _angles(start, n_token, half, 10_000.0, x_BTC.device, x_BTC.dtype)
+        waves = torch.cat((angle.sin(), angle.cos()), -1)[:, : self.width]
+        return x_BTC + (self.scale * waves).to(x_BTC.dtype)
+
+
+class RotaryPosition(NoPosition):
+    """Pairs of channels turned by an angle that grows with the position (Su et al., arXiv:2104.09864).
+
+    The first `rotary_fraction` of each head's channels turn (GPT-NeoX: 0.25). Pairs are channel i with i + half
+    (half-split: GPT-NeoX, Llama in transformers) or neighbours (interleaved: GPT-J, the paper).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.n_channel = rotary_channels(config)
+        self.base, self.interleaved = config.rotary_base, config.rotary_interleaved
+
+    def rotate(self, q_BHTD: Tensor, k_BHTD: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        angle = _angles(start, q_BHTD.shape[2], self.n_channel // 2, self.base, q_BHTD.device, q_BHTD.dtype)
+        cos, sin = angle.cos().to(q_BHTD.dtype), angle.sin().to(q_BHTD.dtype)
+        return self._turn(q_BHTD, cos, sin), self._turn(k_BHTD, cos, sin)
+
+    def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        turned, rest = x[..., : self.n_channel], x[..., self.n_channel :]
+        if self.interleaved:
+            a, b = turned[..., 0::2], turned[..., 1::2]
+            turned = torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
+        else:
+            a, b = turned.chunk(2, -1)
+            turned = torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+        return torch.cat((turned, rest), -1) if rest.shape[-1] else turned
+
+
+def rotary_channels(config: ModelConfig) -> int:
+    """How many channels of each head rotate: an even number."""
+    return int(config.head_size * config.rotary_fraction) // 2 * 2
+
+
+def _angles(start: int, n_token: int, n_wave: int, base: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(n_token, n_wave): position times base^(-i / n_wave), in fp32 even for a bf16 model."""
+    exact = torch.promote_types(dtype, torch.float32)
+    position = torch.arange(start, start + n_token, device=device, dtype=exact)
+    frequency = base ** (-torch.arange(n_wave, device=device, dtype=exact) / n_wave)
+    return position[:, None] * frequency[None, :]
+
+
 def alibi_slopes(n_head: int) -> list[float]:
     """One slope a head (Press et al., arXiv:2108.12409).
 
@@ -60,8 +126,14 @@ def alibi_slopes(n_head: int) -> list[float]:
     return slopes + [2.0 ** (-8 * k / (2 * power)) for k in range(1, 2 * power + 1, 2)][: n_head - power]
 
 
+def _distance(n_query: int, n_key: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(n_query, n_key): key position minus query position, at most 0 where the key may be seen."""
+    j_S = torch.arange(n_key, device=device, dtype=dtype)
+    return j_S[None, :] - j_S[n_key - n_query :, None]
+
+
 class ALiBi(NoPosition):
-    """Scores fall linearly with distance: -slope * (i - j), added after the 1/sqrt(d_head) scaling."""
+    """Scores fall linearly with distance, -slope * (i - j), after the scaling (Press et al., arXiv:2108.12409)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -71,9 +143,52 @@ class ALiBi(NoPosition):
         # In fp32 even for a bf16 model, whose numbers cannot tell positions beyond 256 apart.
         exact = torch.promote_types(dtype, torch.float32)
         slopes_H = torch.tensor(self.slopes, device=device, dtype=exact)
-        j_S = torch.arange(n_key, device=device, dtype=exact)
-        i_T = j_S[n_key - n_query :]
-        return (slopes_H[:, None, None] * (j_S[None, :] - i_T[:, None])).to(dtype)
+        return (slopes_H[:, None, None] * _distance(n_query, n_key, device, exact)).to(dtype)
 
 
-SCHEMES: dict[str, type[NoPosition]] = {"none": NoPosition, "learned": LearnedPosition, "alibi": ALiBi}
+class LearnedALiBi(NoPosition):
+    """ALiBi whose slopes are trained, starting from the fixed ones; as logarithms, so that they stay positive."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.log_slopes = nn.Parameter(torch.empty(config.n_head))
+
+    def reset_parameters(self) -> None:
+        with torch.no_grad():
+            self.log_slopes.copy_(torch.tensor(alibi_slopes(len(self.log_slopes))).log())
+
+    def score_bias(self, n_query: int, n_key: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        exact = torch.promote_types(dtype, torch.float32)
+        slopes_H = self.log_slopes.to(exact).exp()
+        return (slopes_H[:, None, None] * _distance(n_query, n_key, device, exact)).to(dtype)
+
+
+class RelativeBias(NoPosition):
+    """T5's learned bias a head and distance bucket (Raffel et al., arXiv:1910.10683), one table for all layers.
+
+    32 buckets: one a distance up to 15, then logarithmic to 128, and everything beyond in the last.
+    """
+
+    n_bucket, exact, furthest = 32, 16, 128
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.bucket_bias = nn.Parameter(torch.empty(self.n_bucket, config.n_head))
+
+    def score_bias(self, n_query: int, n_key: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        back = -_distance(n_query, n_key, device, torch.float32).clamp(max=0)
+        share = (back.clamp(min=1) / self.exact).log() / math.log(self.furthest / self.exact)
+        far = (self.exact + share * (self.n_bucket - self.exact)).long().clamp(max=self.n_bucket - 1)
+        bucket = torch.where(back < self.exact, back.long(), far)
+        return self.bucket_bias[bucket].permute(2, 0, 1).to(dtype)
+
+
+SCHEMES: dict[str, type[NoPosition]] = {
+    "none": NoPosition,
+    "learned": LearnedPosition,
+    "sinusoidal": SinusoidalPosition,
+    "rotary": RotaryPosition,
+    "alibi": ALiBi,
+    "alibi_learned": LearnedALiBi,
+    "relative": RelativeBias,
+}

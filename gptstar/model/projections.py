@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,43 +15,61 @@ class FusedLinear(nn.Module):
         outputs: y = [x @ W1.T + b1, x @ W2.T + b2, ...]      W stacked along dim 0, (sum of widths, d)
         inputs:  y = x1 @ W1.T + b1 + x2 @ W2.T + b2 + ...    W stacked along dim 1, (d, sum of widths)
 
+    `bias`: True or False for all parts, or the names of those that have one.
+
     In memory there is one `weight`, what optimizers and `named_parameters` see. In a state dict each part stands
     under its own name, `NAME.weight` and `NAME.bias`, relative to the module that holds this one: a checkpoint does
     not know what was fused, so the same names serve every block and fused and unfused models read each other's files.
     """
 
-    def __init__(self, parts: dict[str, int], d: int, join: str = "outputs") -> None:
+    def __init__(
+        self, parts: dict[str, int], d: int, join: str = "outputs", bias: bool | Collection[str] = True
+    ) -> None:
         super().__init__()
         self.parts, self.join = parts, join
+        self.biased = [name for name in parts if bias is True or (bias is not False and name in bias)]
         total = sum(parts.values())
         self.dim = 0 if join == "outputs" else 1
         self.weight = nn.Parameter(torch.empty((total, d) if join == "outputs" else (d, total)))
         # With joined inputs each part has a bias of full width, of which only the sum matters to the output.
-        self.bias = nn.Parameter(torch.empty(total if join == "outputs" else (len(parts), d)))
+        lengths = [parts[name] for name in self.biased]
+        shape = (sum(lengths),) if join == "outputs" else (len(lengths), d)
+        self.bias = nn.Parameter(torch.empty(shape)) if self.biased else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., d) -> (..., total), or (..., total) -> (..., d)."""
-        return F.linear(x, self.weight, self.bias if self.join == "outputs" else self.bias.sum(0))
+        return F.linear(x, self.weight, self._whole_bias())
 
-    def views(self, tensor: Tensor) -> dict[str, Tensor]:
-        """The parts of a tensor laid out like `weight` or `bias` (a gradient, a moment): {part: view}."""
-        if tensor.shape == self.weight.shape:
-            return dict(zip(self.parts, tensor.split(list(self.parts.values()), self.dim), strict=True))
-        parts = tensor.split(list(self.parts.values())) if self.join == "outputs" else tensor.unbind(0)
-        return dict(zip(self.parts, parts, strict=True))
+    def _whole_bias(self) -> Tensor | None:
+        if self.bias is None:
+            return None
+        if self.join == "inputs":
+            return self.bias.sum(0)
+        if len(self.biased) == len(self.parts):
+            return self.bias
+        views = self._bias_views()
+        return torch.cat([views.get(name, self.bias.new_zeros(width)) for name, width in self.parts.items()])
+
+    def weight_views(self, tensor: Tensor) -> dict[str, Tensor]:
+        """The parts of a tensor laid out like `weight` (itself, a gradient, a moment): {part: view}."""
+        return dict(zip(self.parts, tensor.split(list(self.parts.values()), self.dim), strict=True))
+
+    def _bias_views(self) -> dict[str, Tensor]:
+        if self.bias is None:
+            return {}
+        widths = [self.parts[name] for name in self.biased]
+        pieces = self.bias.split(widths) if self.join == "outputs" else self.bias.unbind(0)
+        return dict(zip(self.biased, pieces, strict=True))
 
     def extra_repr(self) -> str:
-        return f"{self.parts}, join={self.join}"
+        return f"{self.parts}, join={self.join}, biased={self.biased}"
 
     def named_views(self, prefix: str) -> dict[str, Tensor]:
         """{name in a state dict: view of the part}, where `prefix` is this module's own, with its last dot."""
         parent = prefix[:-1].rpartition(".")[0]
         lead = f"{parent}." if parent else ""
-        return {
-            f"{lead}{part}.{kind}": view
-            for kind, tensor in (("weight", self.weight), ("bias", self.bias))
-            for part, view in self.views(tensor).items()
-        }
+        weights = {f"{lead}{part}.weight": view for part, view in self.weight_views(self.weight).items()}
+        return weights | {f"{lead}{part}.bias": view for part, view in self._bias_views().items()}
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         for name, view in self.named_views(prefix).items():
@@ -74,4 +94,5 @@ def load_fused_parts(module: nn.Module, state_dict, prefix, metadata, strict, mi
                 with torch.no_grad():
                     view.copy_(part)
         # What torch itself would look for next: it is filled already.
-        state_dict[f"{prefix}{path}.weight"], state_dict[f"{prefix}{path}.bias"] = fused.weight, fused.bias
+        for name, parameter in fused.named_parameters():
+            state_dict[f"{prefix}{path}.{name}"] = parameter

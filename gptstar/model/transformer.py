@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptstar.model.attention import masked_bias
+from gptstar.model.attention import Sight, make_sight
 from gptstar.model.block import BLOCKS
 from gptstar.model.cache import KeyValueCache
 from gptstar.model.config import ModelConfig
 from gptstar.model.initialization import initialize
-from gptstar.model.loss import linear_cross_entropy
-from gptstar.model.positions import SCHEMES
+from gptstar.model.loss import linear_cross_entropy, softcapped
+from gptstar.model.norms import build_norm
+from gptstar.model.positions import SCHEMES, NoPosition
 from gptstar.model.projections import load_fused_parts
 
 
@@ -22,38 +25,59 @@ class GPT(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-        self.position = SCHEMES[config.position](config)
+        rows = config.padded_vocab_size
+        self.embedding = nn.Embedding(rows, config.d_model)
+        self.embedding_norm = (
+            build_norm(config.norm, config.d_model, config.norm_eps) if config.embedding_norm else nn.Identity()
+        )
+        # One object a scheme, shared by the layers that use it.
+        self.position = nn.ModuleDict({scheme: SCHEMES[scheme](config) for scheme in dict.fromkeys(config.schemes)})
         self.blocks = nn.ModuleList(BLOCKS[config.block](config, layer) for layer in range(config.n_layer))
-        self.norm = nn.LayerNorm(config.d_model, eps=config.norm_eps)
-        self.head = None if config.tie_head else nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.norm = build_norm(config.norm, config.d_model, config.norm_eps)
+        self.head = None if config.tie_head else nn.Linear(config.d_model, rows, bias=False)
+        self.head_bias = nn.Parameter(torch.empty(rows)) if config.head_bias else None
         self.register_load_state_dict_pre_hook(load_fused_parts)
         initialize(self, config)
 
     @property
     def head_weight(self) -> Tensor:
-        """(V, C): the token embedding itself when tied."""
+        """(padded V, C): the token embedding itself when tied."""
         return self.embedding.weight if self.head is None else self.head.weight
 
     def hidden(self, tokens_BT: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """The final norm's output, (B, T, C). With a cache the tokens continue what the cache has seen."""
         start = 0 if cache is None else cache.length
-        n_query = tokens_BT.shape[1]
-        x_BTC = self.position.embed(self.embedding(tokens_BT), start)
-        dtype = torch.get_autocast_dtype(x_BTC.device.type) if torch.is_autocast_enabled(x_BTC.device.type) else None
-        bias = self.position.score_bias(n_query, start + n_query, x_BTC.device, x_BTC.dtype)
-        bias = masked_bias(bias, n_query, start + n_query)
-        if bias is not None and dtype is not None:
-            bias = bias.to(dtype)  # SDPA wants bias and queries in one dtype
-        for block in self.blocks:
-            x_BTC = block(x_BTC, bias, cache)
+        x_BTC = self.embedding(tokens_BT)
+        for position in self._positions().values():
+            x_BTC = position.embed(x_BTC, start)
+        x_BTC = self.embedding_norm(x_BTC)
+        for block, sight in zip(self.blocks, self._sights(x_BTC, start), strict=True):
+            x_BTC = block(x_BTC, sight, cache)
         if cache is not None:
-            cache.advance(n_query)
+            cache.advance(tokens_BT.shape[1])
         return self.norm(x_BTC)
+
+    def _sights(self, x_BTC: Tensor, start: int) -> list[Sight]:
+        """What each layer may see; layers with the same position and window share one."""
+        device = x_BTC.device
+        autocasting = torch.is_autocast_enabled(device.type)
+        # SDPA wants bias and queries in one dtype.
+        dtype = torch.get_autocast_dtype(device.type) if autocasting else x_BTC.dtype
+        positions = self._positions()
+        made: dict[tuple[str, int], Sight] = {}
+        keys = [(scheme, self.config.window(layer)) for layer, scheme in enumerate(self.config.schemes)]
+        for scheme, window in keys:
+            if (scheme, window) not in made:
+                made[scheme, window] = make_sight(positions[scheme], window, start, x_BTC.shape[1], device, dtype)
+        return [made[key] for key in keys]
+
+    def _positions(self) -> dict[str, NoPosition]:
+        return cast(dict[str, NoPosition], self.position)
 
     def logits(self, hidden_BTC: Tensor) -> Tensor:
         """Scores of every token of the vocabulary, (..., V), from the final norm's output (..., C)."""
-        return F.linear(hidden_BTC, self.head_weight)
+        logits = F.linear(hidden_BTC, self.head_weight, self.head_bias)[..., : self.config.vocab_size]
+        return softcapped(logits, self.config.logit_softcap)
 
     def forward(
         self, tokens_BT: Tensor, targets_BT: Tensor | None = None, cache: KeyValueCache | None = None
@@ -65,4 +89,11 @@ class GPT(nn.Module):
         hidden_BTC = self.hidden(tokens_BT, cache)
         if targets_BT is None:
             return self.logits(hidden_BTC)
-        return linear_cross_entropy(hidden_BTC.flatten(0, 1), self.head_weight, targets_BT.flatten())
+        return linear_cross_entropy(
+            hidden_BTC.flatten(0, 1),
+            self.head_weight,
+            targets_BT.flatten(),
+            bias_V=self.head_bias,
+            softcap=self.config.logit_softcap,
+            n_valid=self.config.vocab_size,
+        )

@@ -141,7 +141,7 @@ class TrainConfig:
     def check(self) -> None:
         """Raises UserError where parts that are fine by themselves do not fit together."""
         length, total = self.sequence_length, self.total_steps
-        if self.model.position == "learned" and length > self.model.context:
+        if self.model.longest is not None and length > self.model.longest:
             raise UserError(
                 f"trainer.sequence_length={length} is longer than the {self.model.context} learned positions: "
                 "shorten it or raise model.context"

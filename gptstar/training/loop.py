@@ -215,9 +215,9 @@ class Trainer:
 
     def _sample(self, n_token: int) -> str:
         options, model = self.config.trainer, self.state.model
-        if self.config.model.position == "learned":
+        if self.config.model.longest is not None:
             prompt = self.corpus.tokenizer.encode(options.sample_prompt)
-            n_token = min(n_token, self.config.model.context - max(1, len(prompt)))
+            n_token = min(n_token, self.config.model.longest - max(1, len(prompt)))
         return generate(
             model,
             self.corpus.tokenizer,
@@ -283,7 +283,7 @@ def _check_corpus(config: TrainConfig, corpus: PreparedCorpus) -> None:
                 f"{config.sequence_length}: give it more text or lower trainer.sequence_length"
             )
     prompt = len(corpus.tokenizer.encode(config.trainer.sample_prompt))
-    if config.model.position == "learned" and prompt >= config.model.context:
+    if config.model.longest is not None and prompt >= config.model.longest:
         raise UserError(
             f"trainer.sample_prompt has {prompt} tokens, which fill the {config.model.context} learned positions: "
             "shorten it"

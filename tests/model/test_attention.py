@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from gptstar.model.attention import KERNELS, Attention, causal_mask, dense_attention, masked_bias
+from gptstar.model.attention import KERNELS, Attention, dense_attention, make_sight, pick_kernel, visible
 from gptstar.model.cache import KeyValueCache
 from gptstar.model.positions import SCHEMES
 from support import tiny_model
@@ -9,16 +9,22 @@ from support import tiny_model
 
 @pytest.mark.parametrize("kernel", sorted(KERNELS))
 @pytest.mark.parametrize("d_head", [32, 64, 96, 128, 192])
-@pytest.mark.parametrize("position", ["alibi", "none"])
-@pytest.mark.parametrize(("n_query", "n_key"), [(17, 17), (1, 9), (4, 9)])
-def test_every_kernel_equals_a_loop_in_float64_forward_and_backward(kernel, d_head, position, n_query, n_key):
+@pytest.mark.parametrize("position", ["alibi", "relative", "none"])
+@pytest.mark.parametrize(("n_query", "n_key", "window"), [(17, 17, 0), (17, 17, 5), (1, 9, 0), (1, 9, 4), (4, 9, 0)])
+@pytest.mark.parametrize("n_kv_head", [6, 2, 1])
+def test_every_kernel_equals_a_loop_in_float64_forward_and_backward(
+    kernel, d_head, position, n_query, n_key, window, n_kv_head
+):
     torch.manual_seed(0)
-    q = torch.randn(2, 3, n_query, d_head, dtype=torch.float64, requires_grad=True)
-    k, v = (torch.randn(2, 3, n_key, d_head, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    scheme = SCHEMES[position](tiny_model(n_head=3))
-    bias = masked_bias(scheme.score_bias(n_query, n_key, q.device, q.dtype), n_query, n_key)
-    expected = attention_by_loop(q, k, v, bias)
-    actual = KERNELS[kernel](q, k, v, bias)
+    q = torch.randn(2, 6, n_query, d_head, dtype=torch.float64, requires_grad=True)
+    k, v = (torch.randn(2, n_kv_head, n_key, d_head, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    scheme = SCHEMES[position](tiny_model(n_head=6)).double()
+    for parameter in scheme.parameters():
+        torch.nn.init.normal_(parameter)
+    sight = make_sight(scheme, window, n_key - n_query, n_query, q.device, q.dtype)
+    bias = None if sight.bias_HTS is None else sight.bias_HTS.detach()
+    expected = attention_by_loop(q, k, v, scheme.score_bias(n_query, n_key, q.device, q.dtype), window, 0.3)
+    actual = KERNELS[kernel](q, k, v, bias, 0.3, 0.0)
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
     seed = torch.randn_like(expected)
     for a, b in zip(
@@ -27,17 +33,32 @@ def test_every_kernel_equals_a_loop_in_float64_forward_and_backward(kernel, d_he
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
-def attention_by_loop(q, k, v, bias):
-    """One query at a time, only the keys it may see."""
-    rows = []
-    offset = k.shape[2] - q.shape[2]
-    for t in range(q.shape[2]):
-        seen = offset + t + 1
-        scores = torch.einsum("bhd,bhsd->bhs", q[:, :, t], k[:, :, :seen]) * q.shape[-1] ** -0.5
-        if bias is not None:
-            scores = scores + bias[None, :, t, :seen]
-        rows.append(torch.einsum("bhs,bhsd->bhd", scores.softmax(-1), v[:, :, :seen]))
-    return torch.stack(rows, 2)
+def attention_by_loop(q, k, v, bias, window, scale, softcap=0.0):
+    """One query and head at a time, only the keys it may see."""
+    heads = []
+    offset, group = k.shape[2] - q.shape[2], q.shape[1] // k.shape[1]
+    for h in range(q.shape[1]):
+        rows = []
+        for t in range(q.shape[2]):
+            seen = slice(max(0, offset + t + 1 - window) if window else 0, offset + t + 1)
+            scores = torch.einsum("bd,bsd->bs", q[:, h, t], k[:, h // group, seen]) * scale
+            if softcap:
+                scores = softcap * torch.tanh(scores / softcap)
+            if bias is not None:
+                scores = scores + bias[h, t, seen].detach()
+            rows.append(torch.einsum("bs,bsd->bd", scores.softmax(-1), v[:, h // group, seen]))
+        heads.append(torch.stack(rows, 1))
+    return torch.stack(heads, 1)
+
+
+def test_a_soft_cap_bounds_the_scores_before_the_bias():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 6, 9, 8, dtype=torch.float64)
+    scheme = SCHEMES["alibi"](tiny_model(n_head=6))
+    sight = make_sight(scheme, 0, 0, 9, q.device, q.dtype)
+    expected = attention_by_loop(q, k, v, scheme.score_bias(9, 9, q.device, q.dtype), 0, 2.0, softcap=1.5)
+    torch.testing.assert_close(dense_attention(q, k, v, sight.bias_HTS, 2.0, 1.5), expected, rtol=1e-12, atol=1e-12)
+    assert pick_kernel(tiny_model(score_softcap=1.5)) == "dense" and pick_kernel(tiny_model()) == "sdpa"
 
 
 @pytest.mark.gpu
@@ -47,9 +68,9 @@ def attention_by_loop(q, k, v, bias):
 def test_kernels_on_a_gpu_equal_dense_float64(kernel, dtype, d_head):
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, 128, d_head, device="cuda", dtype=dtype, requires_grad=True) for _ in range(3))
-    bias = masked_bias(SCHEMES["alibi"](tiny_model(n_head=3)).cuda().score_bias(128, 128, q.device, dtype), 128, 128)
-    expected = dense_attention(q.double(), k.double(), v.double(), bias.double())
-    actual = KERNELS[kernel](q, k, v, bias)
+    bias = make_sight(SCHEMES["alibi"](tiny_model(n_head=3)), 0, 0, 128, q.device, dtype).bias_HTS
+    expected = dense_attention(q.double(), k.double(), v.double(), bias.double(), d_head**-0.5, 0.0)
+    actual = KERNELS[kernel](q, k, v, bias, d_head**-0.5, 0.0)
     tolerance = 2e-2 if dtype == torch.bfloat16 else 2e-3
     torch.testing.assert_close(actual.double(), expected, rtol=tolerance, atol=tolerance)
     seed = torch.randn_like(actual)
@@ -61,12 +82,21 @@ def test_kernels_on_a_gpu_equal_dense_float64(kernel, dtype, d_head):
         torch.testing.assert_close(a.double(), b.double(), rtol=5 * tolerance, atol=5 * tolerance)
 
 
-def test_causal_mask_aligns_queries_to_the_last_keys():
-    assert causal_mask(2, 4, torch.device("cpu")).tolist() == [[True, True, True, False], [True] * 4]
+def test_the_mask_aligns_queries_to_the_last_keys_and_windows_count_the_query():
+    cpu = torch.device("cpu")
+    assert visible(2, 4, 0, cpu).tolist() == [[True, True, True, False], [True] * 4]
+    assert visible(3, 3, 2, cpu).tolist() == [[True, False, False], [True, True, False], [False, True, True]]
+
+
+def test_a_window_as_long_as_the_sequence_costs_no_mask():
+    scheme = SCHEMES["none"](tiny_model())
+    assert make_sight(scheme, 8, 0, 7, torch.device("cpu"), torch.float32).bias_HTS is None
+    assert make_sight(scheme, 7, 0, 8, torch.device("cpu"), torch.float32).bias_HTS is not None
 
 
 def test_a_full_cache_says_so():
     config = tiny_model()
     attention, cache = Attention(config, 0), KeyValueCache(config, 1, 4)
+    sight = make_sight(SCHEMES["none"](config), 0, 0, 5, torch.device("cpu"), torch.float32)
     with pytest.raises(ValueError, match="holds 4 tokens, 5 are needed"):
-        attention(torch.zeros(1, 5, config.d_model), None, cache)
+        attention(torch.zeros(1, 5, config.d_model), sight, cache)

@@ -14,7 +14,7 @@ def test_flops_agree_with_torchs_counter():
     config = tiny_model(n_layer=3, d_model=64, n_head=4, d_head=16, d_ff=256, context=32, vocab_size=300)
     model = GPT(config)
     for block in model.blocks:
-        block.core.kernel = KERNELS["dense"]
+        block.attention.kernel = KERNELS["dense"]
     tokens = torch.randint(0, 300, (2, 32))
     with FlopCounterMode(display=False) as counter:
         F.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten()).backward()  # the counter misses mm(out=)

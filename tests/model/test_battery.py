@@ -1,0 +1,177 @@
+"""The battery: the same questions to every preset (shrunk, every switch kept) and to a random sample of the space."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptstar.configuration import config_directory, preset
+from gptstar.model.block import BLOCKS
+from gptstar.model.cache import KeyValueCache
+from gptstar.model.config import ModelConfig
+from gptstar.model.describe import parameter_count
+from gptstar.model.feedforward import ACTIVATIONS
+from gptstar.model.norms import NORMS
+from gptstar.model.positions import SCHEMES
+from gptstar.model.transformer import GPT
+
+PRESETS = sorted(path.stem for path in (config_directory() / "model").glob("*.yaml"))
+N_TOKEN = 13
+
+
+def shrunk(config: ModelConfig) -> ModelConfig:
+    """Small enough for a test, with every choice as it was; key/value heads keep their ratio."""
+    ratio = config.n_head // config.n_key_value
+    return dataclasses.replace(
+        config,
+        vocab_size=97,
+        n_layer=max(2, len(config.windows), len(config.layer_positions)),
+        d_model=24,
+        n_head=2 * ratio,
+        n_kv_head=2 if ratio > 1 else 0,
+        d_head=12,
+        d_ff=40,
+        context=32,
+        windows=[min(window, 5) for window in config.windows],
+        init_std=0.3,
+    )
+
+
+@st.composite
+def configurations(draw) -> ModelConfig:
+    kv, group = draw(st.sampled_from([1, 2, 3])), draw(st.sampled_from([1, 2, 3]))
+    scheme = st.sampled_from(sorted(SCHEMES))
+    flag = st.booleans()
+    return ModelConfig(
+        vocab_size=97,
+        n_layer=draw(st.integers(1, 3)),
+        d_model=draw(st.sampled_from([8, 20, 24])),
+        n_head=kv * group,
+        n_kv_head=kv,
+        d_head=draw(st.sampled_from([4, 8, 10])),
+        d_ff=draw(st.sampled_from([12, 40])),
+        context=32,
+        block=draw(st.sampled_from(sorted(BLOCKS))),
+        position=draw(scheme),
+        layer_positions=draw(st.lists(scheme, max_size=3)),
+        activation=draw(st.sampled_from(sorted(ACTIVATIONS))),
+        norm=draw(st.sampled_from(sorted(NORMS))),
+        sandwich_norm=draw(flag),
+        embedding_norm=draw(flag),
+        rotary_fraction=draw(st.sampled_from([0.5, 1.0])),
+        rotary_interleaved=draw(flag),
+        windows=draw(st.lists(st.sampled_from([0, 1, 4]), max_size=2)),
+        qk_norm=draw(flag),
+        score_scale=draw(st.sampled_from([0.0, 1.0])),
+        score_softcap=draw(st.sampled_from([0.0, 5.0])),
+        query_key_value_bias=draw(flag),
+        attention_output_bias=draw(flag),
+        feedforward_bias=draw(flag),
+        tie_head=draw(flag),
+        head_bias=draw(flag),
+        logit_softcap=draw(st.sampled_from([0.0, 3.0])),
+        pad_vocab_to=draw(st.sampled_from([1, 64])),
+        init_std=0.3,
+    )
+
+
+def build(config: ModelConfig) -> GPT:
+    torch.manual_seed(0)
+    model = GPT(config).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))  # biases too
+    return model
+
+
+def answers_every_question(config: ModelConfig) -> None:
+    model = build(config)
+    tokens = torch.randint(0, config.vocab_size, (2, N_TOKEN))
+    logits = model(tokens)
+    assert logits.shape == (2, N_TOKEN, config.vocab_size) and logits.isfinite().all()
+
+    changed = tokens.clone()
+    changed[:, 6] = (changed[:, 6] + 1) % config.vocab_size
+    assert torch.equal(model(changed)[:, :6], logits[:, :6]), "a changed token changed an earlier logit"
+    assert not torch.allclose(model(changed)[:, 6], logits[:, 6])
+
+    cache = KeyValueCache(config, 2, N_TOKEN, dtype=torch.float64)
+    pieces = [model(piece, cache=cache) for piece in tokens.split([5, 1, 1, 4, 2], 1)]
+    torch.testing.assert_close(torch.cat(pieces, 1), logits, rtol=1e-9, atol=1e-9)
+
+    # Without a padding token's help: the row alone gives what it gives in a batch, and right padding changes nothing.
+    torch.testing.assert_close(model(tokens[1:, :9]), logits[1:, :9], rtol=1e-9, atol=1e-9)
+
+    other = build(config)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(tokens), logits), "save and load is not exact"
+
+    targets = tokens.roll(-1, 1)
+    loss = model(tokens, targets)
+    reference = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    torch.testing.assert_close(loss, reference, rtol=1e-10, atol=1e-10)
+    parameters = list(model.parameters())
+    for (name, _), a, b in zip(
+        model.named_parameters(),
+        torch.autograd.grad(loss, parameters),
+        torch.autograd.grad(reference, parameters),
+        strict=True,
+    ):
+        assert a.isfinite().all(), name
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10, msg=name)
+    assert parameter_count(config) == sum(p.numel() for p in parameters) == formula(config)
+
+
+def formula(config: ModelConfig) -> int:
+    """Parameters, written out."""
+    c, f, d = config.d_model, config.d_feedforward, config.head_size
+    a, kv = config.n_head * d, config.n_key_value * d
+    norm = {"layernorm": 2, "layernorm_nobias": 1, "rmsnorm": 1}[config.norm]
+    gates = 2 if config.activation in ("swiglu", "geglu") else 1
+    layer = c * (a + 2 * kv) + a * c + gates * c * f + f * c
+    layer += (a + 2 * kv) * config.query_key_value_bias + c * config.attention_output_bias
+    layer += (gates * f + c) * config.feedforward_bias
+    shared = config.block == "parallel_shared"
+    layer += norm * c * (1 if shared else 2) * (2 if config.sandwich_norm else 1)
+    layer += 2 * norm * d * config.qk_norm
+    rows = config.padded_vocab_size
+    total = rows * c * (1 if config.tie_head else 2) + rows * config.head_bias
+    total += norm * c * (2 if config.embedding_norm else 1) + config.n_layer * layer
+    used = set(config.schemes)
+    total += config.context * c * ("learned" in used) + config.n_head * ("alibi_learned" in used)
+    return total + 32 * config.n_head * ("relative" in used)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_answers_every_question(name):
+    answers_every_question(shrunk(preset(name)))
+
+
+@settings(max_examples=40)
+@given(configurations())
+def test_every_point_of_the_space_answers_every_question(config):
+    answers_every_question(config)
+
+
+@pytest.mark.parametrize("pad", [1, 64])
+def test_a_padded_vocabulary_changes_neither_loss_nor_logits(pad):
+    plain, padded = (
+        build(dataclasses.replace(shrunk(preset("star_3m")), head_bias=True, pad_vocab_to=p)) for p in (1, pad)
+    )
+    state = padded.state_dict()
+    for name, value in plain.state_dict().items():
+        state[name][: len(value)] = value
+    padded.load_state_dict(state)
+    tokens = torch.randint(0, 97, (2, N_TOKEN))
+    torch.testing.assert_close(plain(tokens), padded(tokens), rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(plain(tokens, tokens), padded(tokens, tokens), rtol=1e-14, atol=0)
+    padded(tokens, tokens).backward()
+    assert not padded.embedding.weight.grad[97:].any()
