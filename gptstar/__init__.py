@@ -12,17 +12,19 @@ if TYPE_CHECKING:
     from gptstar.generation.generate import generate as generate
     from gptstar.model.config import ModelConfig as ModelConfig
     from gptstar.model.transformer import GPT as GPT
-    from gptstar.pretrained.native import load as load
+    from gptstar.pretrained.export import export as export
+    from gptstar.pretrained.load import load as load
 
 __version__ = "0.1.0"
 
 _HOME = {
     "GPT": "gptstar.model.transformer",
     "ModelConfig": "gptstar.model.config",
-    "load": "gptstar.pretrained.native",
+    "load": "gptstar.pretrained.load",
+    "export": "gptstar.pretrained.export",
     "generate": "gptstar.generation.generate",
 }
-__all__ = ["GPT", "ModelConfig", "generate", "load"]
+__all__ = ["GPT", "ModelConfig", "export", "generate", "load"]
 
 
 def __getattr__(name: str) -> Any:

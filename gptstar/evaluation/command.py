@@ -11,7 +11,7 @@ from gptstar.data.tokenizer import TokenizerConfig
 from gptstar.device import PRECISIONS, pick_device, pick_precision
 from gptstar.errors import UserError
 from gptstar.evaluation.held_out import HeldOutLoss, held_out_loss
-from gptstar.pretrained.native import find_checkpoint, load, read_run_config
+from gptstar.pretrained.native import find_checkpoint, load_native, read_run_config
 
 
 @dataclass
@@ -38,7 +38,7 @@ def evaluate(config: EvaluateConfig) -> HeldOutLoss:
     folder = find_checkpoint(config.checkpoint)
     run = read_run_config(folder.parent.parent)
     device = pick_device(config.device)
-    model, tokenizer = load(folder, device)
+    model, tokenizer = load_native(folder, device)
     length = config.context or run["trainer"]["sequence_length"] or model.config.context
     if model.config.longest is not None and length > model.config.longest:
         raise UserError(f"context={length} is beyond the model's {model.config.context} learned positions: lower it")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from gptstar.device import pick_device
 from gptstar.generation.generate import generate
-from gptstar.pretrained.native import load
+from gptstar.pretrained.load import load
 
 
 @dataclass

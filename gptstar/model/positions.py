@@ -104,7 +104,7 @@ class RotaryPosition(NoPosition):
 
 def rotary_channels(config: ModelConfig) -> int:
     """How many channels of each head rotate: an even number."""
-    return int(config.head_size * config.rotary_fraction) // 2 * 2
+    return int(config.head_size * config.rotary_fraction + 1e-6) // 2 * 2  # 12 * (4 / 12) is 4
 
 
 def _angles(start: int, n_token: int, n_wave: int, base: float, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -46,10 +46,10 @@ def save_weights(folder: Path, model: GPT, tokenizer: Tokenizer, training: dict)
     tokenizer.save(folder / "tokenizer.json")
 
 
-def load(
+def load_native(
     source: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> tuple[GPT, Tokenizer]:
-    """A trained model, in evaluation mode, and its tokenizer.
+    """A model trained here, in evaluation mode, and its tokenizer.
 
     source: a run folder (its last checkpoint), RUN/last, RUN/best (lowest validation loss), or a checkpoint folder.
     dtype: of the weights; None keeps what was saved. Raises UserError for a folder that is none of these or damaged.
@@ -77,7 +77,7 @@ def load_weights(folder: Path, model: GPT) -> None:
 
 
 def find_checkpoint(source: str | Path) -> Path:
-    """The checkpoint folder that `source` names (see `load`)."""
+    """The checkpoint folder that `source` names (see `load_native`)."""
     path = Path(source).expanduser()
     if (path / "config.json").is_file():
         return path

@@ -1,0 +1,112 @@
+"""What a family of published models is: its configuration and its tensor names, mapped both ways.
+
+Each family is one file beside this one: a `Family` whose `entries` pair every tensor of theirs with ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from gptstar.errors import UserError
+from gptstar.model.config import ModelConfig
+
+ACTIVATION_NAMES = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+ACTIVATION_NAMES |= {"relu": "relu"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of theirs and the tensors of ours it holds, with the way there and back."""
+
+    theirs: str
+    ours: tuple[str, ...]
+    split: Callable[[Tensor], Iterable[Tensor]] = lambda t: (t,)
+    join: Callable[[list[Tensor]], Tensor] = lambda parts: parts[0]
+
+
+@dataclass(frozen=True)
+class Family:
+    """`model_type` is transformers' name. `ignored`: ends of names of buffers that old files carry."""
+
+    model_type: str
+    eot_token: str
+    read_config: Callable[[dict], ModelConfig]
+    write_config: Callable[[ModelConfig], dict]
+    entries: Callable[[ModelConfig], list[Entry]]
+    prefix: str
+    aliases: dict[str, str] = field(default_factory=dict)  # other spellings of a name: {seen: canonical}
+    ignored: tuple[str, ...] = (".attn.bias", ".masked_bias", "rotary_emb.inv_freq", ".attention.bias")
+
+    def import_weights(self, theirs: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+        """Our state dict. Raises UserError that lists missing, unknown and not finite tensors."""
+        theirs = {self.aliases.get(name, name): tensor for name, tensor in theirs.items()}
+        if not any(name.startswith(self.prefix) for name in theirs):  # saved from the model without its head
+            heads = ("lm_head", "embed_out")
+            theirs = {n if n.startswith(heads) else self.prefix + n: tensor for n, tensor in theirs.items()}
+        entries = {entry.theirs: entry for entry in self.entries(config)}
+        missing = sorted(entries.keys() - theirs.keys())
+        known = {*entries, *(() if not config.tie_head else ("lm_head.weight", "embed_out.weight"))}
+        unknown = sorted(n for n in theirs.keys() - known if not n.endswith(self.ignored))
+        broken = sorted(n for n in entries.keys() & theirs.keys() if not torch.isfinite(theirs[n]).all())
+        if missing or unknown or broken:
+            found = (("missing", missing), ("unknown", unknown), ("not finite", broken))
+            raise UserError("; ".join(f"{what} tensors: {', '.join(names)}" for what, names in found if names))
+        ours: dict[str, Tensor] = {}
+        for name, entry in entries.items():
+            ours.update(zip(entry.ours, entry.split(theirs[name]), strict=True))
+        return ours
+
+    def export_weights(self, ours: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+        """Their state dict; importing it again gives the same bits."""
+        return {
+            entry.theirs: entry.join([ours[name] for name in entry.ours]).contiguous() for entry in self.entries(config)
+        }
+
+
+def same(theirs: str, ours: str, kinds: tuple[str, ...] = ("weight", "bias")) -> list[Entry]:
+    """A module that is laid out alike: THEIRS.weight is OURS.weight, and so on."""
+    return [Entry(f"{theirs}.{kind}", (f"{ours}.{kind}",)) for kind in kinds]
+
+
+def transposed(theirs: str, *ours: str) -> list[Entry]:
+    """A Conv1D of GPT-2, weights (in, out), that holds the Linear layers `ours` side by side."""
+    n = len(ours)
+    return [
+        Entry(
+            f"{theirs}.weight",
+            tuple(f"{name}.weight" for name in ours),
+            lambda t: [part.t() for part in t.chunk(n, -1)],
+            lambda parts: torch.cat([part.t() for part in parts], -1),
+        ),
+        Entry(f"{theirs}.bias", tuple(f"{name}.bias" for name in ours), lambda t: t.chunk(n, -1), torch.cat),
+    ]
+
+
+def activation(config: dict, key: str) -> str:
+    """Our name of their activation function."""
+    name = config.get(key, "gelu_new")
+    if name not in ACTIVATION_NAMES:
+        raise UserError(f"{key}={name!r} is not supported: {', '.join(ACTIVATION_NAMES)} are")
+    return ACTIVATION_NAMES[name]
+
+
+def their_activation(config: ModelConfig) -> str:
+    """transformers' name of our activation function."""
+    return {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu"}[config.activation]
+
+
+def rotary_settings(config: dict, fraction: float) -> dict:
+    """Base and fraction, from the newer `rope_parameters` or the older keys. UserError for a scaled rotary encoding."""
+    rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        raise UserError(f"rope_type={kind!r} is not supported: default is")
+    base = rope.get("rope_theta") or config.get("rope_theta") or config.get("rotary_emb_base") or 10_000.0
+    share = (
+        rope.get("partial_rotary_factor") or config.get("rotary_pct") or config.get("partial_rotary_factor") or fraction
+    )
+    return {"rotary_base": float(base), "rotary_fraction": float(share)}

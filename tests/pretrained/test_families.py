@@ -1,0 +1,198 @@
+"""Every family against transformers on random weights: the same logits, with and without cache, and back again."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import gptstar
+from gptstar.data.tokenizer import TokenizerConfig, train_tokenizer
+from gptstar.errors import UserError
+from gptstar.model.cache import KeyValueCache
+from support import tiny_model
+
+transformers = pytest.importorskip("transformers")
+TOKENIZER = train_tokenizer(["a b c"], TokenizerConfig(vocab_size=260))
+LLAMA_TOKENIZER = train_tokenizer(["a b c"], TokenizerConfig(vocab_size=260, eot_token="</s>"))
+
+
+def gpt2(**changes):
+    config = dict(vocab_size=101, n_positions=40, n_embd=28, n_layer=3, n_head=7, initializer_range=0.3)
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**config, **changes}))
+
+
+def neo(**changes):
+    config = dict(vocab_size=101, max_position_embeddings=40, hidden_size=20, num_layers=4, num_heads=5, window_size=3)
+    config |= dict(attention_types=[[["global", "local"], 2]], initializer_range=0.3)
+    return transformers.GPTNeoForCausalLM(transformers.GPTNeoConfig(**{**config, **changes}))
+
+
+def gptj(**changes):
+    config = dict(vocab_size=101, n_positions=40, n_embd=36, n_layer=3, n_head=3, rotary_dim=4, initializer_range=0.3)
+    return transformers.GPTJForCausalLM(transformers.GPTJConfig(**{**config, **changes}))
+
+
+def neox(fraction=0.25, **changes):
+    config = dict(
+        vocab_size=101, max_position_embeddings=40, hidden_size=48, num_hidden_layers=3, initializer_range=0.3
+    )
+    config |= dict(num_attention_heads=3, intermediate_size=70)
+    rope = dict(rope_type="default", rope_theta=5000.0, partial_rotary_factor=fraction)
+    return transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**{**config, **changes}, rope_parameters=rope))
+
+
+def llama(**changes):
+    config = dict(vocab_size=101, max_position_embeddings=40, hidden_size=40, num_hidden_layers=3, intermediate_size=52)
+    config |= dict(num_attention_heads=10, num_key_value_heads=5, initializer_range=0.3)
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**config, **changes}))
+
+
+MODELS = {
+    "gpt2": gpt2,
+    "gpt2-exact-gelu-unscaled": lambda: gpt2(activation_function="gelu", scale_attn_weights=False, n_inner=30),
+    "neo": neo,
+    "neo-uneven": lambda: neo(
+        attention_types=[[["local"], 1], [["global", "local", "local"], 1]], intermediate_size=33
+    ),
+    "gptj": gptj,
+    "gptj-all-channels": lambda: gptj(rotary_dim=12, n_inner=50),
+    "neox": neox,
+    "neox-whole-head": lambda: neox(fraction=1.0, hidden_act="gelu_new"),
+    "neox-sequential": lambda: neox(use_parallel_residual=False, attention_bias=False),
+    "neox-tied": lambda: neox(tie_word_embeddings=True),
+    "llama": llama,
+    "llama-multi-query-tied-wide": lambda: llama(
+        num_key_value_heads=1, head_dim=6, tie_word_embeddings=True, attention_bias=True, mlp_bias=True
+    ),
+}
+
+
+def perturbed(make):
+    torch.manual_seed(0)
+    model = make().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def save(model, folder, **options):
+    model.save_pretrained(folder, **options)
+    (LLAMA_TOKENIZER if model.config.model_type == "llama" else TOKENIZER).save(folder / "tokenizer.json")
+    return folder
+
+
+def exact_logits(theirs, tokens, monkeypatch):
+    """The reference wholly in float64: parts of transformers compute in fp32 whatever the model's dtype is."""
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "float32", torch.float64)
+        patch.setattr(torch, "float", torch.float64)
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        torch.set_default_dtype(torch.float64)
+        try:
+            model = type(theirs)(theirs.config).double().eval()
+            model.load_state_dict(theirs.state_dict())
+            with torch.no_grad():
+                return model(tokens).logits
+        finally:
+            patch.undo()
+            torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_are_transformers_with_and_without_cache(name, tmp_path, monkeypatch):
+    theirs = perturbed(MODELS[name])
+    ours, _ = gptstar.load(save(theirs, tmp_path))
+    tokens = torch.randint(0, 101, (2, 15))
+    with torch.no_grad():
+        references = [(torch.float32, 2e-5, theirs(tokens).logits)]
+        references += [(torch.float64, 1e-10, exact_logits(theirs, tokens, monkeypatch))]
+        for dtype, tolerance, expected in references:
+            ours = ours.to(dtype)
+            cache = KeyValueCache(ours.config, 2, 15, dtype=dtype)
+            cached = torch.cat([ours(piece, cache=cache) for piece in tokens.split([6, 1, 5, 3], 1)], 1)
+            for actual in (ours(tokens), cached):
+                assert (actual - expected).norm() <= tolerance * expected.norm(), dtype
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_import_export_import_is_bit_exact_and_stock_classes_load_it(name, tmp_path):
+    theirs = perturbed(MODELS[name])
+    ours, tokenizer = gptstar.load(save(theirs, tmp_path / "theirs"))
+    gptstar.export(ours, tokenizer, tmp_path / "exported")
+    again, _ = gptstar.load(tmp_path / "exported")
+    assert all(torch.equal(again.state_dict()[key], value) for key, value in ours.state_dict().items())
+    stock = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "exported").eval()
+    assert type(stock) is type(theirs)
+    state = stock.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in theirs.state_dict().items())
+    tokens = torch.randint(0, 101, (1, 15))
+    with torch.no_grad():
+        torch.testing.assert_close(stock(tokens).logits, theirs(tokens).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_an_exported_model_of_ours_writes_the_same_in_transformers(tmp_path):
+    torch.manual_seed(0)
+    config = tiny_model(block="sequential", position="learned", n_head=4, context=40, vocab_size=260, init_std=0.3)
+    model = gptstar.GPT(config).eval()
+    gptstar.export(model, TOKENIZER, tmp_path / "exported")
+    stock = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "exported")
+    prompt = tokenizer("abc abd", return_tensors="pt")
+    text = tokenizer.decode(stock.generate(**prompt, max_new_tokens=20, do_sample=False)[0], skip_special_tokens=True)
+    assert text == gptstar.generate(model, TOKENIZER, "abc abd", max_new_tokens=20, temperature=0.0)
+
+
+def test_an_architecture_without_a_family_and_a_used_folder_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no family of transformers .* has the architecture of model=tiny"):
+        gptstar.export(gptstar.GPT(tiny_model()), TOKENIZER, tmp_path / "star")
+    assert not (tmp_path / "star").exists()
+    (tmp_path / "precious").touch()
+    with pytest.raises(UserError, match="is not empty"):
+        gptstar.export(gptstar.load(save(gpt2(), tmp_path / "g"))[0], TOKENIZER, tmp_path)
+
+
+def test_shards_and_old_pickles_load_the_same(tmp_path):
+    theirs = perturbed(gpt2)
+    whole, _ = gptstar.load(save(theirs, tmp_path / "one"))
+    sharded, _ = gptstar.load(save(theirs, tmp_path / "many", max_shard_size="20KB"))
+    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 1
+    (tmp_path / "old").mkdir()
+    state = {key.removeprefix("transformer."): value for key, value in theirs.state_dict().items()}
+    state |= {"h.0.attn.bias": torch.ones(1, 1, 40, 40), "h.0.attn.masked_bias": torch.tensor(-1e4)}
+    del state["lm_head.weight"]
+    torch.save(state, tmp_path / "old" / "pytorch_model.bin")
+    (tmp_path / "old" / "config.json").write_bytes((tmp_path / "one" / "config.json").read_bytes())
+    TOKENIZER.save(tmp_path / "old" / "tokenizer.json")
+    old, _ = gptstar.load(tmp_path / "old")
+    for other in (sharded, old):
+        assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), other.parameters(), strict=True))
+
+
+def test_missing_unknown_misshapen_and_broken_tensors_are_listed(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = save(perturbed(gpt2), tmp_path)
+    good = load_file(folder / "model.safetensors")
+
+    def refused(change) -> str:
+        weights = dict(good)
+        change(weights)
+        save_file(weights, folder / "model.safetensors")
+        with pytest.raises(UserError) as error:
+            gptstar.load(folder)
+        return str(error.value)
+
+    name = "transformer.h.1.mlp.c_fc.bias"
+    assert f"missing tensors: {name}" in refused(lambda w: w.pop(name))
+    assert "unknown tensors: transformer.extra" in refused(lambda w: w.update({"transformer.extra": torch.ones(1)}))
+    assert f"not finite tensors: {name}" in refused(lambda w: w.update({name: good[name] * float("nan")}))
+    assert "feedforward.up.bias" in refused(lambda w: w.update({name: good[name][:-1].clone()}))
+
+
+def test_what_is_not_supported_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match="model_type='bert' is not supported: gpt2, gpt_neo"):
+        gptstar.load(tmp_path)
+    with pytest.raises(UserError, match="nobody/nothing is no local folder and could not be had from the hub"):
+        gptstar.load("nobody/nothing")
