@@ -47,6 +47,7 @@ MISTAKES = [
     (["model=gpt128"], ["model=gpt128 is unknown", "gpt127", "star_9m\n"]),
     (["data=text_files", "data.paths=books/*.txt"], ["data.paths must be a list: write data.paths=[...]"]),
     (["optimizer.betas=[0.9]"], ["optimizer.betas"]),
+    (["model.position=rope"], ["model.position='rope' is unknown", "rotary"]),
     (["experiment=gpt12"], ["experiment=gpt12 is unknown", "gpt127"]),
     (["trainer.max_steps=many"], ["trainer.max_steps", "many"]),
     (["trainer.clip=[1]"], ["trainer.clip"]),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, field
 
 
 @dataclass
 class ModelConfig:
     """The shape of one GPT. Widths are in channels, lengths in tokens; 0 stands for "the usual" or "off".
+
+    Impossible numbers are refused here; unknown names (block, norm, position, activation) when a GPT is built, by
+    `choices.py`, because the tables that hold them are made of code that needs this class.
 
     Stream
     block        how a layer's two sublayers join the residual stream (see `block.py`):
@@ -82,18 +84,6 @@ class ModelConfig:
     pad_vocab_to: int = 1
 
     def __post_init__(self) -> None:
-        # Here, because what the tables hold is built from this configuration.
-        from gptstar.model.block import BLOCKS
-        from gptstar.model.feedforward import ACTIVATIONS
-        from gptstar.model.norms import NORMS
-        from gptstar.model.positions import SCHEMES
-
-        _known("block", self.block, BLOCKS)
-        _known("norm", self.norm, NORMS)
-        _known("activation", self.activation, ACTIVATIONS)
-        _known("position", self.position, SCHEMES)
-        for scheme in self.layer_positions:
-            _known("layer_positions", scheme, SCHEMES)
         for key in ("vocab_size", "n_layer", "d_model", "n_head", "context", "pad_vocab_to"):
             if getattr(self, key) < 1:
                 raise ValueError(f"model.{key}={getattr(self, key)} must be at least 1")
@@ -163,8 +153,3 @@ class ModelConfig:
     def longest(self) -> int | None:
         """The longest sequence the model can read, or None where nothing limits it."""
         return self.context if "learned" in self.schemes else None
-
-
-def _known(key: str, value: str, allowed: Collection[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"model.{key}={value!r} is unknown: choose one of {', '.join(allowed)}")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from gptstar.model.attention import Sight, make_sight
 from gptstar.model.block import BLOCKS
 from gptstar.model.cache import KeyValueCache
+from gptstar.model.choices import check_choices
 from gptstar.model.config import ModelConfig
 from gptstar.model.initialization import initialize
 from gptstar.model.loss import linear_cross_entropy, softcapped
@@ -24,6 +25,7 @@ class GPT(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        check_choices(config)
         self.config = config
         rows = config.padded_vocab_size
         self.embedding = nn.Embedding(rows, config.d_model)

@@ -8,6 +8,7 @@ from gptstar.data.corpora import DataConfig
 from gptstar.data.tokenizer import TokenizerConfig
 from gptstar.device import PRECISIONS
 from gptstar.errors import UserError
+from gptstar.model.choices import check_choices
 from gptstar.model.config import ModelConfig
 from gptstar.training.optimizers import OptimizerConfig
 from gptstar.training.schedules import ScheduleConfig
@@ -140,6 +141,10 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raises UserError where parts that are fine by themselves do not fit together."""
+        try:
+            check_choices(self.model)
+        except ValueError as error:
+            raise UserError(str(error)) from error
         length, total = self.sequence_length, self.total_steps
         if self.model.longest is not None and length > self.model.longest:
             raise UserError(

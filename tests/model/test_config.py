@@ -5,6 +5,7 @@ import pytest
 from gptstar.configuration import config_directory, preset
 from gptstar.errors import UserError
 from gptstar.model.config import ModelConfig
+from gptstar.model.transformer import GPT
 
 
 def test_widths_follow_from_d_model():
@@ -24,6 +25,12 @@ def test_wide_heads_need_no_divisibility():
         ({"d_model": 100, "n_head": 3}, ["model.d_model=100", "model.n_head=3", "d_head"]),
         ({"block": "seqential"}, ["model.block='seqential'", "parallel_shared"]),
         ({"position": "rope"}, ["model.position='rope'", "alibi"]),
+        ({"layer_positions": ["alibi", "rope"]}, ["model.layer_positions='rope'", "rotary"]),
+        ({"norm": "batchnorm"}, ["model.norm='batchnorm'", "rmsnorm"]),
+        ({"n_head": 12, "n_kv_head": 5}, ["model.n_head=12", "model.n_kv_head=5"]),
+        ({"windows": [0, -1]}, ["model.windows=[0, -1]"]),
+        ({"rotary_fraction": 1.5}, ["model.rotary_fraction=1.5"]),
+        ({"position": "rotary", "rotary_fraction": 0.01}, ["leaves no pair to turn"]),
         ({"activation": "tanh"}, ["model.activation='tanh'", "gelu_tanh"]),
         ({"n_layer": 0}, ["model.n_layer=0", "at least 1"]),
         ({"d_ff": -1}, ["model.d_ff=-1"]),
@@ -32,7 +39,7 @@ def test_wide_heads_need_no_divisibility():
 )
 def test_impossible_values_name_key_value_and_remedy(changes, words):
     with pytest.raises(ValueError) as error:
-        ModelConfig(**changes)
+        GPT(ModelConfig(**changes))
     assert all(word in str(error.value) for word in words), error.value
 
 
