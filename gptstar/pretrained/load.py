@@ -10,6 +10,7 @@ import torch
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import UserError
 from gptstar.model.transformer import GPT
+from gptstar.pretrained.llama2c import load_llama2c
 from gptstar.pretrained.native import load_native
 from gptstar.pretrained.transformers_folder import load_transformers_folder
 
@@ -22,10 +23,13 @@ def load(
     """A trained model, in evaluation mode, and its tokenizer.
 
     source: a run folder (its last checkpoint), RUN/last, RUN/best (lowest validation loss), a checkpoint folder; a
-    folder in transformers' layout (GPT-2, GPT-Neo, GPT-J, GPT-NeoX, Pythia, Llama-2), or such a model's hub name.
+    folder in transformers' layout (GPT-2, GPT-Neo, GPT-J, GPT-NeoX, Pythia, Llama-2), or such a model's hub name;
+    a MODEL.bin of llama2.c.
     dtype: of the weights; None keeps what was saved. Raises UserError for what is none of these or damaged.
     """
     path = Path(source).expanduser()
+    if path.is_file() and path.suffix == ".bin":
+        return load_llama2c(path, device, dtype)
     if _model_type(path):
         return load_transformers_folder(path, device, dtype)
     if not path.exists() and not path.parent.is_dir() and str(source).count("/") == 1:
