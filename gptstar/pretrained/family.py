@@ -47,24 +47,32 @@ class Family:
         if not any(name.startswith(self.prefix) for name in theirs):  # saved from the model without its head
             heads = ("lm_head", "embed_out")
             theirs = {n if n.startswith(heads) else self.prefix + n: tensor for n, tensor in theirs.items()}
-        entries = {entry.theirs: entry for entry in self.entries(config)}
-        missing = sorted(entries.keys() - theirs.keys())
-        known = {*entries, *(() if not config.tie_head else ("lm_head.weight", "embed_out.weight"))}
-        unknown = sorted(n for n in theirs.keys() - known if not n.endswith(self.ignored))
-        broken = sorted(n for n in entries.keys() & theirs.keys() if not torch.isfinite(theirs[n]).all())
-        if missing or unknown or broken:
-            found = (("missing", missing), ("unknown", unknown), ("not finite", broken))
-            raise UserError("; ".join(f"{what} tensors: {', '.join(names)}" for what, names in found if names))
-        ours: dict[str, Tensor] = {}
-        for name, entry in entries.items():
-            ours.update(zip(entry.ours, entry.split(theirs[name]), strict=True))
-        return ours
+        tied = ("lm_head.weight", "embed_out.weight") if config.tie_head else ()
+        return gather(self.entries(config), theirs, ignored=(*self.ignored, *tied))
 
     def export_weights(self, ours: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
         """Their state dict; importing it again gives the same bits."""
         return {
             entry.theirs: entry.join([ours[name] for name in entry.ours]).contiguous() for entry in self.entries(config)
         }
+
+
+def gather(entries: list[Entry], theirs: dict[str, Tensor], ignored: tuple[str, ...]) -> dict[str, Tensor]:
+    """Our tensors out of theirs. Names that end in one of `ignored` may be there or not.
+
+    Raises UserError that lists missing, unknown and not finite tensors.
+    """
+    wanted = {entry.theirs: entry for entry in entries}
+    missing = sorted(wanted.keys() - theirs.keys())
+    unknown = sorted(name for name in theirs.keys() - wanted.keys() if not name.endswith(ignored))
+    broken = sorted(name for name in wanted.keys() & theirs.keys() if not torch.isfinite(theirs[name]).all())
+    if missing or unknown or broken:
+        found = (("missing", missing), ("unknown", unknown), ("not finite", broken))
+        raise UserError("; ".join(f"{what} tensors: {', '.join(names)}" for what, names in found if names))
+    ours: dict[str, Tensor] = {}
+    for name, entry in wanted.items():
+        ours.update(zip(entry.ours, entry.split(theirs[name]), strict=True))
+    return ours
 
 
 def same(theirs: str, ours: str, kinds: tuple[str, ...] = ("weight", "bias")) -> list[Entry]:

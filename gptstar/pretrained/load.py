@@ -12,6 +12,7 @@ from gptstar.errors import UserError
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.llama2c import load_llama2c
 from gptstar.pretrained.native import load_native
+from gptstar.pretrained.star_archive import load_star_archive
 from gptstar.pretrained.transformers_folder import load_transformers_folder
 
 HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json", "vocab.json", "merges.txt"]
@@ -24,10 +25,12 @@ def load(
 
     source: a run folder (its last checkpoint), RUN/last, RUN/best (lowest validation loss), a checkpoint folder; a
     folder in transformers' layout (GPT-2, GPT-Neo, GPT-J, GPT-NeoX, Pythia, Llama-2), or such a model's hub name;
-    a MODEL.bin of llama2.c.
+    a MODEL.bin of llama2.c; a published GPT* archive (*.pth.tar).
     dtype: of the weights; None keeps what was saved. Raises UserError for what is none of these or damaged.
     """
     path = Path(source).expanduser()
+    if path.is_file() and path.name.endswith(".pth.tar"):
+        return load_star_archive(path, device, dtype)
     if path.is_file() and path.suffix == ".bin":
         return load_llama2c(path, device, dtype)
     if _model_type(path):

@@ -1,0 +1,99 @@
+"""The GPT* project's published checkpoints: torch pickles, `*_weights.pth.tar` and `*_complete_state.pth.tar`.
+
+A weights file is the state dict, or {"state_dict": ...}; a complete state also holds optimizer, step and scaler. The
+shapes say everything but the number of heads: that stands in the ALiBi slopes, and models without them (the reference
+in GPT-2 Medium's shape) have heads of 64 channels.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gptstar.data.tokenizer import Tokenizer, load_tokenizer
+from gptstar.errors import UserError
+from gptstar.model.config import ModelConfig
+from gptstar.model.transformer import GPT
+from gptstar.pretrained.family import Entry, gather, same
+
+IGNORED = (".attn.slopes", ".attn.mask", "lm_head.weight")  # buffers, and the tied head
+
+
+def load_star_archive(
+    path: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> tuple[GPT, Tokenizer]:
+    """A published GPT*, in evaluation mode, and GPT-2's tokenizer: from the archive's folder, else from the hub.
+
+    Raises UserError for what cannot be read or lists the tensors that do not fit.
+    """
+    theirs = read_state_dict(path)
+    try:
+        config = _shape(path, theirs)
+        weights = gather(_entries(config), theirs, IGNORED)
+    except KeyError as error:
+        raise UserError(f"{path} is no GPT* checkpoint: it has no {error}") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    with torch.device("meta"):
+        model = GPT(config)
+    model = model.to_empty(device=device)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
+    local = any((path.parent / name).is_file() for name in ("tokenizer.json", "vocab.json"))
+    return model.to(dtype=dtype).eval(), load_tokenizer(str(path.parent) if local else "gpt2", "<|endoftext|>")
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of either kind of archive. Pickles are read with weights_only: no code of theirs runs."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:200]})") from error
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path} holds no state dict")
+    return state
+
+
+def _shape(path: Path, theirs: dict[str, Tensor]) -> ModelConfig:
+    vocab_size, d_model = theirs["wte.weight"].shape
+    layers = {int(name.split(".")[1]) for name in theirs if name.startswith("blocks.")}
+    slopes = theirs.get("blocks.0.attn.slopes")
+    learned = "wpe.weight" in theirs
+    without = d_model // 64 if learned else 8  # both published GPT* have 8 heads
+    n_head = without if slopes is None else slopes.numel()
+    return ModelConfig(
+        name=path.name.partition(".")[0],
+        vocab_size=vocab_size,
+        n_layer=max(layers, default=-1) + 1,
+        d_model=d_model,
+        n_head=n_head,
+        d_head=theirs["blocks.0.attn.query.weight"].shape[0] // n_head,
+        d_ff=theirs["blocks.0.mlp.fc1.weight"].shape[0],
+        context=len(theirs["wpe.weight"]) if learned else 512,
+        block="sequential" if "blocks.0.ln2.weight" in theirs else "parallel_shared",
+        position="learned" if learned else "alibi",
+        activation="gelu",
+    )
+
+
+def _entries(config: ModelConfig) -> list[Entry]:
+    entries = [Entry("wte.weight", ("embedding.weight",)), *same("norm", "norm")]
+    entries += [Entry("wpe.weight", ("position.learned.weight",))] if config.position == "learned" else []
+    for n in range(config.n_layer):
+        block = f"blocks.{n}"
+        if config.block == "sequential":
+            entries += same(f"{block}.ln1", f"{block}.norm1") + same(f"{block}.ln2", f"{block}.norm2")
+        else:
+            entries += same(f"{block}.ln1", f"{block}.norm")
+        for part in ("query", "key", "value"):
+            entries += same(f"{block}.attn.{part}", f"{block}.attention.{part}")
+        entries += same(f"{block}.attn.fc_resid", f"{block}.attention.output")
+        entries += same(f"{block}.mlp.fc1", f"{block}.feedforward.up")
+        entries += same(f"{block}.mlp.fc_resid", f"{block}.feedforward.down")
+    return entries
