@@ -30,7 +30,7 @@ from gptstar.model.config import ModelConfig
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: interrupted and saved, start it again with resume=
-TEXT_KEYS = ("prompt", "trainer.sample_prompt")
+TEXT_KEYS = ("prompt", "trainer.sample_prompt", "checkpoint", "resume")  # taken literally, whatever they hold
 
 
 def config_directory() -> Path:
@@ -78,10 +78,10 @@ def run_door(name: str, schema: type, main: Callable[[Any], None]) -> None:
 
 
 def _literal_text(argument: str) -> str:
-    """Quotes a prompt for Hydra's grammar, in which commas, brackets and spaces at the ends mean something."""
+    """Quotes a prompt or path for Hydra's grammar, in which commas, brackets and outer spaces mean something."""
     key, equals, value = argument.partition("=")
     quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-    if key not in TEXT_KEYS or not equals or quoted:
+    if key not in TEXT_KEYS or not equals or quoted or value == "null":
         return argument
     # Backslashes count only before a quote; "${" would start an interpolation.
     value = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), value).replace("${", "\\${")
@@ -142,8 +142,8 @@ def _default_run_dir(resume: str | None) -> str:
 
 
 def _sweep_name(number: int, overrides: str) -> str:
-    """The folder of one run of a sweep: its number and what was set, as far as a file name can hold it."""
-    return f"{number}-{overrides.replace(os.sep, '_')}"[:120]
+    """The folder of one run of a sweep: its number and what was set, in characters that no command line minds."""
+    return re.sub(r"[^\w.-]+", "_", f"{number}-{overrides.replace('=', '-')}")[:120]
 
 
 def _one_line(error: Exception, schema: type) -> str:
