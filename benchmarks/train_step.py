@@ -119,6 +119,7 @@ def main() -> None:
     from gptstar.model.describe import flops_per_token
     from gptstar.training.environment import commit, cpu_name
 
+    revision = commit()  # of the code that runs, whatever is committed meanwhile
     n_token = options.batch * options.length
     flops = {
         name: n_token * flops_per_token(preset("gpt127" if name == "gpt127" else "gpt2_small"), options.length)
@@ -140,7 +141,7 @@ def main() -> None:
         limit = max(peaks[-2:])
         for name in CONTESTANTS:
             mfu[name].append(flops[name] / seconds[name][-1] / limit)
-    print(f"{cpu_name()}, commit {commit()}, {options.batch} x {options.length} tokens, {options.rounds} rounds")
+    print(f"{cpu_name()}, commit {revision}, {options.batch} x {options.length} tokens, {options.rounds} rounds")
     print(f"matmul peak {statistics.median(peaks) / 1e9:.0f} GFLOP/s ({min(peaks) / 1e9:.0f} - {max(peaks) / 1e9:.0f})")
     for name, title in CONTESTANTS.items():
         rate = n_token / statistics.median(seconds[name])
@@ -157,7 +158,7 @@ def main() -> None:
         result = {
             "command": "python " + " ".join(sys.argv),
             "cpu": cpu_name(),
-            "commit": commit(),
+            "commit": revision,
             "batch": options.batch,
             "length": options.length,
         }

@@ -104,7 +104,7 @@ def answers_every_question(config: ModelConfig) -> None:
     pieces = [model(piece, cache=cache) for piece in tokens.split([5, 1, 1, 4, 2], 1)]
     torch.testing.assert_close(torch.cat(pieces, 1), logits, rtol=1e-9, atol=1e-9)
 
-    # Without a padding token's help: the row alone gives what it gives in a batch, and right padding changes nothing.
+    # A row alone gives what it gives in a batch, and what follows it (right padding) changes nothing.
     torch.testing.assert_close(model(tokens[1:, :9]), logits[1:, :9], rtol=1e-9, atol=1e-9)
 
     other = build(config)
