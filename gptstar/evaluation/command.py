@@ -40,7 +40,7 @@ def evaluate(config: EvaluateConfig) -> HeldOutLoss:
     device = pick_device(config.device)
     model, tokenizer = load_native(folder, device)
     length = config.context or run["trainer"]["sequence_length"] or model.config.context
-    if model.config.longest is not None and length > model.config.longest:
+    if model.longest is not None and length > model.longest:
         raise UserError(f"context={length} is beyond the model's {model.config.context} learned positions: lower it")
     corpus = prepare(DataConfig(**run["data"]), TokenizerConfig(**run["tokenizer"]))
     if corpus.tokenizer.fingerprint() != tokenizer.fingerprint():

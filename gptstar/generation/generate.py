@@ -9,7 +9,6 @@ import torch
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import UserError
 from gptstar.generation.sampling import check_sampling, choose
-from gptstar.model.cache import KeyValueCache
 from gptstar.model.transformer import GPT
 
 
@@ -60,16 +59,16 @@ def generate_tokens(
     if max_new_tokens < 0:
         raise UserError(f"max_new_tokens={max_new_tokens} must not be negative")
     capacity = len(tokens) + max_new_tokens
-    longest = model.config.longest
+    longest = model.longest
     if longest is not None and capacity > longest:
         raise UserError(
             f"{len(tokens)} prompt tokens and max_new_tokens={max_new_tokens} exceed the {longest} "
             "learned positions: shorten the prompt or lower max_new_tokens"
         )
-    device, dtype = model.embedding.weight.device, model.embedding.weight.dtype
+    device = model.embedding.weight.device
     generator = torch.Generator(device)
     generator.seed() if seed is None else generator.manual_seed(seed)
-    cache = KeyValueCache(model.config, 1, capacity, device, dtype)
+    cache = model.new_cache(1, capacity)
     current = torch.tensor([tokens], device=device)
     for position in range(max_new_tokens):
         logits_BV = model.logits(model.hidden(current, cache)[:, -1])[:, : tokenizer.vocab_size]

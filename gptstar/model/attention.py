@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,15 +19,19 @@ from gptstar.model.projections import FusedLinear
 
 @dataclass(frozen=True)
 class Sight:
-    """What the queries of one forward pass may see: made once for all layers with the same position and window.
+    """What the tokens of one forward pass see: made once for all layers with the same position and window.
 
-    bias_HTS: what is added to the scaled scores, -inf where a key may not be seen, (H or 1, T, S); None: plain causal.
-    start: the position of the first query.
+    bias: what is added to the scaled scores, -inf where a key may not be seen, (B or 1, H or 1, T, S); None: plain
+    causal.
+    turning: what turns queries and keys, (B, H, T, D), or None.
+    position: of each token, (T,) or (B, T); S - T tokens were read before.
     """
 
-    position: NoPosition
-    bias_HTS: Tensor | None
-    start: int
+    bias: Tensor | None
+    turning: Callable[[Tensor], Tensor] | None
+    position: Tensor
+    n_before: int
+    padding_B: Tensor | None
 
 
 def visible(n_query: int, n_key: int, window: int, device: torch.device) -> Tensor:
@@ -38,31 +43,48 @@ def visible(n_query: int, n_key: int, window: int, device: torch.device) -> Tens
     return seen.triu(n_key - n_query - window + 1) if window else seen
 
 
+def positions(n_before: int, n_token: int, padding_B: Tensor | None, device: torch.device) -> Tensor:
+    """Of n_token tokens that follow n_before: (T,), or (B, T) counted from each row's first token after its padding."""
+    position_T = torch.arange(n_before, n_before + n_token, device=device)
+    return position_T if padding_B is None else (position_T - padding_B[:, None]).clamp(min=0)
+
+
 def make_sight(
-    position: NoPosition, window: int, start: int, n_query: int, device: torch.device, dtype: torch.dtype
+    scheme: NoPosition, window: int, position: Tensor, n_before: int, padding_B: Tensor | None, dtype: torch.dtype
 ) -> Sight:
-    """The Sight of n_query positions from `start`. A bias holds the mask: SDPA takes a bias or a causal flag."""
-    n_key = start + n_query
-    bias = position.score_bias(n_query, n_key, device, dtype)
+    """What tokens at `position` see through `scheme` and a window.
+
+    A bias holds the mask, because SDPA takes a bias or a causal flag. Padding sees itself, so that no row of scores is
+    empty, and nothing else sees padding.
+    """
+    n_query, device = position.shape[-1], position.device
+    n_key = n_before + n_query
+    turning = scheme.turning(position, dtype)
+    bias = scheme.score_bias(n_query, n_key, device, dtype)
     window = window if window < n_key else 0
-    if bias is None and not window:
-        return Sight(position, None, start)
+    if bias is None and not window and padding_B is None:
+        return Sight(None, turning, position, n_before, None)
+    seen = visible(n_query, n_key, window, device)[None, None]
+    if padding_B is not None:
+        slot = torch.arange(n_key, device=device)
+        itself = slot == slot[n_before:, None]
+        seen = seen & ((slot >= padding_B[:, None, None, None]) | itself)
     if bias is None:
-        bias = torch.zeros(1, n_query, n_key, device=device, dtype=dtype)
-    return Sight(position, bias.masked_fill(~visible(n_query, n_key, window, device), -torch.inf), start)
+        bias = torch.zeros((), device=device, dtype=dtype)
+    return Sight(torch.where(seen, bias, -torch.inf), turning, position, n_before, padding_B)
 
 
 class Kernel(Protocol):
     """Attention of queries over keys and values, the H query heads sharing K key/value heads in order."""
 
     def __call__(
-        self, q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias_HTS: Tensor | None, scale: float, softcap: float
+        self, q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias: Tensor | None, scale: float, softcap: float
     ) -> Tensor:
-        """(B, H, T, D). softcap: scores become softcap * tanh(scores / softcap) before the bias; 0: none."""
+        """(B, H, T, D). bias: of a `Sight`. softcap: scores become softcap * tanh(scores / softcap) first; 0: none."""
 
 
 def dense_attention(
-    q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias_HTS: Tensor | None, scale: float, softcap: float
+    q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias: Tensor | None, scale: float, softcap: float
 ) -> Tensor:
     """The definition, written out: every other kernel is tested against it."""
     n_query, n_key, group = q_BHTD.shape[2], k_BKSD.shape[2], q_BHTD.shape[1] // k_BKSD.shape[1]
@@ -70,23 +92,23 @@ def dense_attention(
     scores = q_BHTD @ k_BHSD.transpose(-1, -2) * scale
     if softcap:
         scores = softcap * (scores / softcap).tanh()
-    if bias_HTS is None:
+    if bias is None:
         scores = scores.masked_fill(~visible(n_query, n_key, 0, scores.device), -torch.inf)
     else:
-        scores = scores + bias_HTS
+        scores = scores + bias
     return scores.softmax(-1) @ v_BHSD
 
 
 def sdpa_attention(
-    q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias_HTS: Tensor | None, scale: float, softcap: float
+    q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias: Tensor | None, scale: float, softcap: float
 ) -> Tensor:
     """torch's fused attention, which never writes the (T, S) probabilities to memory. It knows no soft-cap."""
     assert not softcap
     n_query, n_key = q_BHTD.shape[2], k_BKSD.shape[2]
     grouped = q_BHTD.shape[1] != k_BKSD.shape[1]
     square = n_query == n_key  # is_causal aligns to the top left, so it is right for square scores only
-    if bias_HTS is not None:
-        mask, causal = bias_HTS[None], False
+    if bias is not None:
+        mask, causal = bias, False
     elif square or n_query == 1:
         mask, causal = None, square
     else:
@@ -105,6 +127,11 @@ def pick_kernel(config: ModelConfig) -> str:
     On a CPU SDPA is the only fused kernel that also has a backward pass with a bias (FlexAttention has none there).
     """
     return "dense" if config.score_softcap else "sdpa"
+
+
+def key_value_cache(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """What attention keeps of every token it has read: {name: (heads, channels)}."""
+    return dict.fromkeys(("key", "value"), (config.n_key_value, config.head_size))
 
 
 def query_key_value(config: ModelConfig) -> dict[str, int]:
@@ -133,20 +160,21 @@ class AttentionCore(nn.Module):
         q, k, v = (x.view(B, T, -1, self.head_size).transpose(1, 2) for x in qkv.split(self.widths, -1))
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
-        q, k = sight.position.rotate(q, k, sight.start)
+        if sight.turning is not None:
+            q, k = sight.turning(q), sight.turning(k)
         if cache is not None:
-            k, v = cache.append(self.layer, k, v)
-        y_BHTD = self.kernel(q, k, v, sight.bias_HTS, self.scale, self.softcap)
+            k, v = cache.append(self.layer, "key", k), cache.append(self.layer, "value", v)
+        y_BHTD = self.kernel(q, k, v, sight.bias, self.scale, self.softcap)
         return y_BHTD.transpose(1, 2).reshape(B, T, -1)
 
 
 class Attention(AttentionCore):
-    """Query, key and value as one matmul, attention, output projection: (B, T, C) -> (B, T, C)."""
+    """Query, key and value as one matmul, attention, output projection: (B, T, C) -> (B, T, d_out), by default C."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, layer: int, d_out: int | None = None) -> None:
         super().__init__(config, layer)
         self.inputs = FusedLinear(query_key_value(config), config.d_model, bias=config.query_key_value_bias)
-        self.output = nn.Linear(config.d_attention, config.d_model, bias=config.attention_output_bias)
+        self.output = nn.Linear(config.d_attention, d_out or config.d_model, bias=config.attention_output_bias)
 
     def forward(self, x_BTC: Tensor, sight: Sight, cache: KeyValueCache | None) -> Tensor:
         return self.output(self.attend(self.inputs(x_BTC), sight, cache))

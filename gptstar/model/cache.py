@@ -1,41 +1,42 @@
-"""Keys and values of tokens already read, so that decoding a token costs one token."""
+"""What layers keep of tokens already read (attention: keys and values), so that decoding a token costs one token."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from gptstar.model.config import ModelConfig
-
 
 class KeyValueCache:
-    """Preallocated keys and values of every layer: two (n_layer, B, K, capacity, D) tensors, filled from the left.
+    """Preallocated (n_layer, B, heads, capacity, channels) tensors, filled from the left. `GPT.new_cache` makes one.
 
+    layout: {name: (heads, channels)}, what each layer keeps of a token.
     `length` counts the tokens every layer has seen; the model advances it once a forward pass.
     """
 
     def __init__(
         self,
-        config: ModelConfig,
+        layout: dict[str, tuple[int, int]],
+        n_layer: int,
         batch: int,
         capacity: int,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
-        shape = (config.n_layer, batch, config.n_key_value, capacity, config.head_size)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.kept = {
+            name: torch.zeros(n_layer, batch, heads, capacity, channels, device=device, dtype=dtype)
+            for name, (heads, channels) in layout.items()
+        }
         self.capacity = capacity
         self.length = 0
 
-    def append(self, layer: int, k_BKTD: Tensor, v_BKTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores T new positions of one layer and returns all positions so far, as views (B, K, length + T, D)."""
-        end = self.length + k_BKTD.shape[2]
+    def append(self, layer: int, name: str, x_BKTD: Tensor) -> Tensor:
+        """Stores T new positions of one layer; a view of all positions so far, (B, K, length + T, D)."""
+        end = self.length + x_BKTD.shape[2]
         if end > self.capacity:
             raise ValueError(f"the key/value cache holds {self.capacity} tokens, {end} are needed: make it larger")
-        self.keys[layer, :, :, self.length : end] = k_BKTD
-        self.values[layer, :, :, self.length : end] = v_BKTD
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        whole = self.kept[name][layer]
+        whole[:, :, self.length : end] = x_BKTD
+        return whole[:, :, :end]
 
     def advance(self, n_token: int) -> None:
         """Counts n_token positions as seen, once all layers have appended them."""

@@ -1,14 +1,23 @@
-"""Whether the names in a configuration are in the tables of the architecture."""
+"""What a configuration's names stand for: the table of blocks, and whether all names are known."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
-from gptstar.model.block import BLOCKS
+from gptstar.model.block import Block, ParallelBlock, SequentialBlock, SharedParallelBlock
 from gptstar.model.config import ModelConfig
 from gptstar.model.feedforward import ACTIVATIONS
+from gptstar.model.gmlp import AttentiveMLPBlock, GatedMLPBlock
 from gptstar.model.norms import NORMS
 from gptstar.model.positions import SCHEMES
+
+BLOCKS: dict[str, type[Block]] = {
+    "sequential": SequentialBlock,
+    "parallel": ParallelBlock,
+    "parallel_shared": SharedParallelBlock,
+    "gmlp": GatedMLPBlock,
+    "amlp": AttentiveMLPBlock,
+}
 
 
 def check_choices(config: ModelConfig) -> None:
@@ -19,8 +28,15 @@ def check_choices(config: ModelConfig) -> None:
     _known("position", config.position, SCHEMES)
     for scheme in config.layer_positions:
         _known("layer_positions", scheme, SCHEMES)
+    BLOCKS[config.block].check(config)
 
 
 def _known(key: str, value: str, allowed: Collection[str]) -> None:
     if value not in allowed:
         raise ValueError(f"model.{key}={value!r} is unknown: choose one of {', '.join(allowed)}")
+
+
+def longest(config: ModelConfig) -> int | None:
+    """The longest sequence a model can read, or None where nothing limits it."""
+    limited = BLOCKS[config.block].limited or any(SCHEMES[scheme].limited for scheme in config.schemes)
+    return config.context if limited else None

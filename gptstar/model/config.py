@@ -17,9 +17,11 @@ class ModelConfig:
                  sequential       GPT-2: x + attention(norm(x)), then x + feedforward(norm(x))
                  parallel         GPT-NeoX: both sublayers read x, each through its own norm
                  parallel_shared  GPT-J and GPT*: both read the same norm; four matmuls become two
+                 gmlp, amlp       no attention, or one tiny head of it: a matrix mixes tokens (`gmlp.py`)
     norm         layernorm, layernorm_nobias or rmsnorm (`norms.py`), everywhere
     sandwich_norm  one more norm after each sublayer; embedding_norm  one after the embedding (BLOOM)
-    context      tokens a training sequence has; a hard limit only with learned positions
+    context      tokens a training sequence has; a hard limit with learned positions and in gmlp, amlp
+    adapter_width  bottleneck adapters of so many channels on every sublayer's output (`adapters.py`); 0: none
     init_std     standard deviation of all weights at the start (`initialization.py`)
 
     Positions (`positions.py`)
@@ -67,6 +69,7 @@ class ModelConfig:
     norm: str = "layernorm"
     sandwich_norm: bool = False
     embedding_norm: bool = False
+    adapter_width: int = 0
     layer_positions: list[str] = field(default_factory=list)
     rotary_fraction: float = 1.0
     rotary_base: float = 10_000.0
@@ -87,7 +90,7 @@ class ModelConfig:
         for key in ("vocab_size", "n_layer", "d_model", "n_head", "context", "pad_vocab_to"):
             if getattr(self, key) < 1:
                 raise ValueError(f"model.{key}={getattr(self, key)} must be at least 1")
-        for key in ("d_head", "d_ff", "n_kv_head", "score_scale", "score_softcap", "logit_softcap"):
+        for key in ("d_head", "d_ff", "n_kv_head", "adapter_width", "score_scale", "score_softcap", "logit_softcap"):
             if getattr(self, key) < 0:
                 raise ValueError(f"model.{key}={getattr(self, key)} must be above 0, or 0 for the usual")
         for key in ("norm_eps", "init_std", "rotary_base"):
@@ -148,8 +151,3 @@ class ModelConfig:
     def window(self, layer: int) -> int:
         """How many positions a layer's queries see; 0: all."""
         return self.windows[layer % len(self.windows)] if self.windows else 0
-
-    @property
-    def longest(self) -> int | None:
-        """The longest sequence the model can read, or None where nothing limits it."""
-        return self.context if "learned" in self.schemes else None

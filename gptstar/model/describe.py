@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from gptstar.model.choices import BLOCKS
 from gptstar.model.config import ModelConfig
 from gptstar.model.transformer import GPT
 
@@ -19,6 +20,8 @@ def flops_per_token(config: ModelConfig, n_token: int) -> int:
 
     N counts all parameters, the tied head once (Kaplan et al., arXiv:2001.08361, plus attention's own matmuls as in
     Chowdhery et al., arXiv:2204.02311). The causal half that a kernel may skip is not deducted: the convention of
-    published MFU figures.
+    published MFU figures. A block without attention has its own second term (`Block.mixing_flops`).
     """
-    return 6 * parameter_count(config) + 12 * config.n_layer * config.d_attention * n_token
+    block = BLOCKS[config.block]
+    applied = parameter_count(config) - config.n_layer * block.mixing_parameters(config)
+    return 6 * applied + 3 * config.n_layer * block.mixing_flops(config, n_token)

@@ -8,6 +8,8 @@ matrices that write into the       normal(0, init_std / sqrt(additions)), additi
                                    al., 2019), 1 a layer for parallel ones (GPT*)
 biases                             0
 norm weights                       1
+what a module's `initialize_own`   learned slopes (`positions.py`), gates (`gmlp.py`), adapters (`adapters.py`)
+  fills
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ from torch import nn
 
 from gptstar.model.block import Block
 from gptstar.model.config import ModelConfig
-from gptstar.model.positions import NoPosition
 
 
 @torch.no_grad()
@@ -35,5 +36,6 @@ def initialize(model: nn.Module, config: ModelConfig) -> None:
         if isinstance(module, Block):
             for weight in module.residual_outputs():
                 weight.mul_((config.n_layer * module.residual_additions) ** -0.5)
-        if isinstance(module, NoPosition):
-            module.reset_parameters()
+        own = getattr(module, "initialize_own", None)
+        if callable(own):
+            own()

@@ -42,7 +42,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wide = torch.float32 if w_VC.dtype in (torch.float16, torch.bfloat16) else w_VC.dtype
         total = torch.zeros((), device=h_NC.device, dtype=wide)
         grad_h = torch.empty_like(h_NC) if needs_grad else None
-        grad_w = torch.zeros_like(weight_VC, dtype=wide) if needs_grad else None
+        grad_w = torch.zeros_like(weight_VC, dtype=wide) if ctx.needs_input_grad[1] else None
         grad_b = torch.zeros_like(bias_V, dtype=wide) if needs_grad and bias_V is not None else None
         rows = max(1, CHUNK_ELEMENTS // weight_VC.shape[0])
         for start in range(0, len(h_NC), rows):
@@ -57,7 +57,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             logits[:, n_valid:] = -torch.inf  # rows that only pad the vocabulary
             logits -= logits.logsumexp(-1, keepdim=True)  # now log-probabilities
             total -= logits.gather(-1, target).sum()
-            if grad_h is not None and grad_w is not None:
+            if grad_h is not None:
                 logits.exp_()
                 logits.scatter_add_(-1, target, logits.new_full(target.shape, -1.0))  # softmax - onehot
                 if slope is not None:
@@ -66,6 +66,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     grad_b += logits.sum(0)
                 d_logits = logits.to(w_VC.dtype)
                 torch.mm(d_logits, w_VC, out=grad_h[start : start + rows])
+                if grad_w is None:  # a frozen head
+                    continue
                 if d_logits.dtype == wide:
                     grad_w.addmm_(d_logits.t(), h)
                 else:
@@ -80,7 +82,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_h, grad_w, grad_b = ctx.saved_tensors
         grad_b = None if grad_b is None else grad_b * grad_output
         hidden, weight = ctx.dtypes
-        return (grad_h * grad_output).to(hidden), (grad_w * grad_output).to(weight), None, grad_b, None, None
+        grad_w = None if grad_w is None else (grad_w * grad_output).to(weight)
+        return (grad_h * grad_output).to(hidden), grad_w, None, grad_b, None, None
 
 
 def linear_cross_entropy(

@@ -17,3 +17,8 @@ NORMS: dict[str, Callable[..., nn.Module]] = {
 def build_norm(name: str, width: int, eps: float) -> nn.Module:
     """The norm called `name` over the last `width` channels."""
     return NORMS[name](width, eps=eps)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is one of these."""
+    return isinstance(module, (nn.LayerNorm, nn.RMSNorm))

@@ -1,15 +1,21 @@
 """Where a token stands: one small object a scheme. Attention asks it and knows no names.
 
-A scheme may add to the embedding (`embed`), rotate queries and keys (`rotate`) or bias the attention scores
+A scheme may add to the embedding (`embed`), turn queries and keys (`turning`) or bias the attention scores
 (`score_bias`); the base class does none of it. A new scheme is a class here and an entry in `SCHEMES`; its key there is
 its name in configurations.
+
+Positions arrive as int64 tensors, (T,) where all rows of a batch stand alike, (B, T) where they begin at different
+places (left padding); a padding token's own position is 0.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptstar.model.config import ModelConfig
@@ -18,19 +24,21 @@ from gptstar.model.config import ModelConfig
 class NoPosition(nn.Module):
     """Order only through the causal mask (Haviv et al., arXiv:2203.16634)."""
 
+    limited = False  # whether no position beyond `context` exists
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
 
-    def reset_parameters(self) -> None:
+    def initialize_own(self) -> None:
         """Called after the general initialisation, for parameters that want another."""
 
-    def embed(self, x_BTC: Tensor, start: int) -> Tensor:
-        """The embeddings of positions start, start+1, ... with what this scheme adds to them."""
+    def embed(self, x_BTC: Tensor, position: Tensor) -> Tensor:
+        """The embeddings with what this scheme adds to them."""
         return x_BTC
 
-    def rotate(self, q_BHTD: Tensor, k_BHTD: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """Queries and keys of positions start, start+1, ... as attention should compare them."""
-        return q_BHTD, k_BHTD
+    def turning(self, position: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
+        """What turns the queries and keys (B, H, T, D) of these positions before they are compared, or None."""
+        return None
 
     def score_bias(self, n_query: int, n_key: int, device: torch.device, dtype: torch.dtype) -> Tensor | None:
         """What to add to the scaled scores, (H, n_query, n_key), or None.
@@ -43,18 +51,14 @@ class NoPosition(nn.Module):
 class LearnedPosition(NoPosition):
     """GPT-2's trained table of one vector a position; nothing exists beyond its last row."""
 
+    limited = True
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.weight = nn.Parameter(torch.empty(config.context, config.d_model))
 
-    def embed(self, x_BTC: Tensor, start: int) -> Tensor:
-        end = start + x_BTC.shape[1]
-        if end > len(self.weight):
-            raise ValueError(
-                f"a sequence of {end} tokens is longer than the {len(self.weight)} learned positions: "
-                "shorten the input, or use a model with relative positions (alibi)"
-            )
-        return x_BTC + self.weight[start:end]
+    def embed(self, x_BTC: Tensor, position: Tensor) -> Tensor:
+        return x_BTC + F.embedding(position, self.weight)
 
 
 class SinusoidalPosition(NoPosition):
@@ -67,10 +71,9 @@ class SinusoidalPosition(NoPosition):
         super().__init__(config)
         self.width, self.scale = config.d_model, config.init_std * math.sqrt(2)
 
-    def embed(self, x_BTC: Tensor, start: int) -> Tensor:
-        n_token, half = x_BTC.shape[1], (self.width + 1) // 2
-        angle = _angles(start, n_token, half, 10_000.0, x_BTC.device, x_BTC.dtype)
-        waves = torch.cat((angle.sin(), angle.cos()), -1)[:, : self.width]
+    def embed(self, x_BTC: Tensor, position: Tensor) -> Tensor:
+        angle = _angles(position, (self.width + 1) // 2, 10_000.0, x_BTC.dtype)
+        waves = torch.cat((angle.sin(), angle.cos()), -1)[..., : self.width]
         return x_BTC + (self.scale * waves).to(x_BTC.dtype)
 
 
@@ -86,10 +89,9 @@ class RotaryPosition(NoPosition):
         self.n_channel = rotary_channels(config)
         self.base, self.interleaved = config.rotary_base, config.rotary_interleaved
 
-    def rotate(self, q_BHTD: Tensor, k_BHTD: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        angle = _angles(start, q_BHTD.shape[2], self.n_channel // 2, self.base, q_BHTD.device, q_BHTD.dtype)
-        cos, sin = angle.cos().to(q_BHTD.dtype), angle.sin().to(q_BHTD.dtype)
-        return self._turn(q_BHTD, cos, sin), self._turn(k_BHTD, cos, sin)
+    def turning(self, position: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        angle = _angles(position, self.n_channel // 2, self.base, dtype).unsqueeze(-3)  # the same for all heads
+        return partial(self._turn, cos=angle.cos().to(dtype), sin=angle.sin().to(dtype))
 
     def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         turned, rest = x[..., : self.n_channel], x[..., self.n_channel :]
@@ -107,12 +109,11 @@ def rotary_channels(config: ModelConfig) -> int:
     return int(config.head_size * config.rotary_fraction + 1e-6) // 2 * 2  # 12 * (4 / 12) is 4
 
 
-def _angles(start: int, n_token: int, n_wave: int, base: float, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(n_token, n_wave): position times base^(-i / n_wave), in fp32 even for a bf16 model."""
+def _angles(position: Tensor, n_wave: int, base: float, dtype: torch.dtype) -> Tensor:
+    """(..., T, n_wave): position times base^(-i / n_wave), in fp32 even for a bf16 model."""
     exact = torch.promote_types(dtype, torch.float32)
-    position = torch.arange(start, start + n_token, device=device, dtype=exact)
-    frequency = base ** (-torch.arange(n_wave, device=device, dtype=exact) / n_wave)
-    return position[:, None] * frequency[None, :]
+    frequency = base ** (-torch.arange(n_wave, device=position.device, dtype=exact) / n_wave)
+    return position.to(exact)[..., None] * frequency
 
 
 def alibi_slopes(n_head: int) -> list[float]:
@@ -153,7 +154,7 @@ class LearnedALiBi(NoPosition):
         super().__init__(config)
         self.log_slopes = nn.Parameter(torch.empty(config.n_head))
 
-    def reset_parameters(self) -> None:
+    def initialize_own(self) -> None:
         with torch.no_grad():
             self.log_slopes.copy_(torch.tensor(alibi_slopes(len(self.log_slopes))).log())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,12 @@ class FusedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., d) -> (..., total), or (..., total) -> (..., d)."""
         return F.linear(x, self.weight, self._whole_bias())
+
+    def apart(self, xs: Sequence[Tensor]) -> list[Tensor]:
+        """The terms of the sum that joined inputs make, one for each part's own input."""
+        biases = self._bias_views()
+        views = self.weight_views(self.weight)
+        return [F.linear(x, views[name], biases.get(name)) for x, name in zip(xs, self.parts, strict=True)]
 
     def _whole_bias(self) -> Tensor | None:
         if self.bias is None:

@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptstar.model.attention import Sight, make_sight
-from gptstar.model.block import BLOCKS
+from gptstar.model.attention import Sight, make_sight, positions
 from gptstar.model.cache import KeyValueCache
-from gptstar.model.choices import check_choices
+from gptstar.model.choices import BLOCKS, check_choices, longest
 from gptstar.model.config import ModelConfig
 from gptstar.model.initialization import initialize
 from gptstar.model.loss import linear_cross_entropy, softcapped
@@ -46,34 +45,62 @@ class GPT(nn.Module):
         """(padded V, C): the token embedding itself when tied."""
         return self.embedding.weight if self.head is None else self.head.weight
 
-    def hidden(self, tokens_BT: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """The final norm's output, (B, T, C). With a cache the tokens continue what the cache has seen."""
-        start = 0 if cache is None else cache.length
+    @property
+    def longest(self) -> int | None:
+        """The longest sequence the model can read, or None where nothing limits it."""
+        return longest(self.config)
+
+    def new_cache(self, batch: int, capacity: int) -> KeyValueCache:
+        """An empty cache for up to `capacity` tokens of `batch` sequences, in the model's dtype and on its device."""
+        weight, layout = self.embedding.weight, BLOCKS[self.config.block].cached(self.config)
+        return KeyValueCache(layout, self.config.n_layer, batch, capacity, weight.device, weight.dtype)
+
+    def hidden(self, tokens_BT: Tensor, cache: KeyValueCache | None = None, padding_B: Tensor | None = None) -> Tensor:
+        """The final norm's output, (B, T, C). With a cache the tokens continue what the cache has seen.
+
+        padding_B: how many tokens at the left of each row are padding, of all the row's tokens, those in the cache
+        included. Where a token is padding the output means nothing.
+        """
+        n_before = 0 if cache is None else cache.length
+        self._check_length(n_before + tokens_BT.shape[1], padding_B)
+        position = positions(n_before, tokens_BT.shape[1], padding_B, tokens_BT.device)
         x_BTC = self.embedding(tokens_BT)
-        for position in self._positions().values():
-            x_BTC = position.embed(x_BTC, start)
+        for scheme in self._schemes().values():
+            x_BTC = scheme.embed(x_BTC, position)
         x_BTC = self.embedding_norm(x_BTC)
-        for block, sight in zip(self.blocks, self._sights(x_BTC, start), strict=True):
+        for block, sight in zip(self.blocks, self._sights(x_BTC, position, n_before, padding_B), strict=True):
             x_BTC = block(x_BTC, sight, cache)
         if cache is not None:
             cache.advance(tokens_BT.shape[1])
         return self.norm(x_BTC)
 
-    def _sights(self, x_BTC: Tensor, start: int) -> list[Sight]:
+    def _check_length(self, n_token: int, padding_B: Tensor | None) -> None:
+        limit = self.longest
+        if limit is None or n_token <= limit:
+            return
+        if padding_B is not None:
+            n_token -= int(padding_B.min())
+        if n_token > limit:
+            raise ValueError(
+                f"a sequence of {n_token} tokens is longer than the {limit} this model can read (model.context): "
+                "shorten the input, or use a model with relative positions (alibi)"
+            )
+
+    def _sights(self, x_BTC: Tensor, position: Tensor, n_before: int, padding_B: Tensor | None) -> list[Sight]:
         """What each layer may see; layers with the same position and window share one."""
         device = x_BTC.device
         autocasting = torch.is_autocast_enabled(device.type)
         # SDPA wants bias and queries in one dtype.
         dtype = torch.get_autocast_dtype(device.type) if autocasting else x_BTC.dtype
-        positions = self._positions()
+        schemes = self._schemes()
         made: dict[tuple[str, int], Sight] = {}
         keys = [(scheme, self.config.window(layer)) for layer, scheme in enumerate(self.config.schemes)]
         for scheme, window in keys:
             if (scheme, window) not in made:
-                made[scheme, window] = make_sight(positions[scheme], window, start, x_BTC.shape[1], device, dtype)
+                made[scheme, window] = make_sight(schemes[scheme], window, position, n_before, padding_B, dtype)
         return [made[key] for key in keys]
 
-    def _positions(self) -> dict[str, NoPosition]:
+    def _schemes(self) -> dict[str, NoPosition]:
         return cast(dict[str, NoPosition], self.position)
 
     def logits(self, hidden_BTC: Tensor) -> Tensor:
@@ -82,13 +109,17 @@ class GPT(nn.Module):
         return softcapped(logits, self.config.logit_softcap)
 
     def forward(
-        self, tokens_BT: Tensor, targets_BT: Tensor | None = None, cache: KeyValueCache | None = None
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        padding_B: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, T, V) for int64 tokens (B, T); with targets (B, T) the mean cross-entropy in nats instead.
 
-        Raises ValueError for a sequence longer than learned positions or the cache.
+        cache, padding_B: see `hidden`. Raises ValueError for a sequence longer than the model or the cache can take.
         """
-        hidden_BTC = self.hidden(tokens_BT, cache)
+        hidden_BTC = self.hidden(tokens_BT, cache, padding_B)
         if targets_BT is None:
             return self.logits(hidden_BTC)
         return linear_cross_entropy(

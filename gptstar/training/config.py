@@ -8,7 +8,7 @@ from gptstar.data.corpora import DataConfig
 from gptstar.data.tokenizer import TokenizerConfig
 from gptstar.device import PRECISIONS
 from gptstar.errors import UserError
-from gptstar.model.choices import check_choices
+from gptstar.model.choices import check_choices, longest
 from gptstar.model.config import ModelConfig
 from gptstar.training.optimizers import OptimizerConfig
 from gptstar.training.schedules import ScheduleConfig
@@ -146,9 +146,10 @@ class TrainConfig:
         except ValueError as error:
             raise UserError(str(error)) from error
         length, total = self.sequence_length, self.total_steps
-        if self.model.longest is not None and length > self.model.longest:
+        limit = longest(self.model)
+        if limit is not None and length > limit:
             raise UserError(
-                f"trainer.sequence_length={length} is longer than the {self.model.context} learned positions: "
+                f"trainer.sequence_length={length} is longer than the {limit} positions the model has: "
                 "shorten it or raise model.context"
             )
         if total < 1:

@@ -17,6 +17,7 @@ from gptstar.device import autocast, pick_device, pick_precision
 from gptstar.errors import UserError
 from gptstar.evaluation.held_out import HeldOutLoss, held_out_loss
 from gptstar.generation.generate import generate
+from gptstar.model.choices import longest
 from gptstar.model.describe import flops_per_token, parameter_count
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.native import list_checkpoints
@@ -215,9 +216,9 @@ class Trainer:
 
     def _sample(self, n_token: int) -> str:
         options, model = self.config.trainer, self.state.model
-        if self.config.model.longest is not None:
+        if model.longest is not None:
             prompt = self.corpus.tokenizer.encode(options.sample_prompt)
-            n_token = min(n_token, self.config.model.longest - max(1, len(prompt)))
+            n_token = min(n_token, model.longest - max(1, len(prompt)))
         return generate(
             model,
             self.corpus.tokenizer,
@@ -283,8 +284,8 @@ def _check_corpus(config: TrainConfig, corpus: PreparedCorpus) -> None:
                 f"{config.sequence_length}: give it more text or lower trainer.sequence_length"
             )
     prompt = len(corpus.tokenizer.encode(config.trainer.sample_prompt))
-    if config.model.longest is not None and prompt >= config.model.longest:
+    limit = longest(config.model)
+    if limit is not None and prompt >= limit:
         raise UserError(
-            f"trainer.sample_prompt has {prompt} tokens, which fill the {config.model.context} learned positions: "
-            "shorten it"
+            f"trainer.sample_prompt has {prompt} tokens, which fill the {limit} positions the model has: shorten it"
         )

@@ -1,7 +1,17 @@
 import pytest
 import torch
 
-from gptstar.model.attention import KERNELS, Attention, dense_attention, make_sight, pick_kernel, visible
+from gptstar.model.attention import (
+    KERNELS,
+    Attention,
+    Sight,
+    dense_attention,
+    make_sight,
+    pick_kernel,
+    positions,
+    visible,
+)
+from gptstar.model.block import key_value_cache
 from gptstar.model.cache import KeyValueCache
 from gptstar.model.positions import SCHEMES
 from support import tiny_model
@@ -21,8 +31,8 @@ def test_every_kernel_equals_a_loop_in_float64_forward_and_backward(
     scheme = SCHEMES[position](tiny_model(n_head=6)).double()
     for parameter in scheme.parameters():
         torch.nn.init.normal_(parameter)
-    sight = make_sight(scheme, window, n_key - n_query, n_query, q.device, q.dtype)
-    bias = None if sight.bias_HTS is None else sight.bias_HTS.detach()
+    sight = look(scheme, window, n_key - n_query, n_query)
+    bias = None if sight.bias is None else sight.bias.detach()
     expected = attention_by_loop(q, k, v, scheme.score_bias(n_query, n_key, q.device, q.dtype), window, 0.3)
     actual = KERNELS[kernel](q, k, v, bias, 0.3, 0.0)
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
@@ -31,6 +41,10 @@ def test_every_kernel_equals_a_loop_in_float64_forward_and_backward(
         torch.autograd.grad(actual, (q, k, v), seed), torch.autograd.grad(expected, (q, k, v), seed), strict=True
     ):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def look(scheme, window, n_before, n_query, device="cpu", dtype=torch.float64) -> Sight:
+    return make_sight(scheme, window, positions(n_before, n_query, None, torch.device(device)), n_before, None, dtype)
 
 
 def attention_by_loop(q, k, v, bias, window, scale, softcap=0.0):
@@ -55,9 +69,9 @@ def test_a_soft_cap_bounds_the_scores_before_the_bias():
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 6, 9, 8, dtype=torch.float64)
     scheme = SCHEMES["alibi"](tiny_model(n_head=6))
-    sight = make_sight(scheme, 0, 0, 9, q.device, q.dtype)
+    sight = look(scheme, 0, 0, 9)
     expected = attention_by_loop(q, k, v, scheme.score_bias(9, 9, q.device, q.dtype), 0, 2.0, softcap=1.5)
-    torch.testing.assert_close(dense_attention(q, k, v, sight.bias_HTS, 2.0, 1.5), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(dense_attention(q, k, v, sight.bias, 2.0, 1.5), expected, rtol=1e-12, atol=1e-12)
     assert pick_kernel(tiny_model(score_softcap=1.5)) == "dense" and pick_kernel(tiny_model()) == "sdpa"
 
 
@@ -68,7 +82,7 @@ def test_a_soft_cap_bounds_the_scores_before_the_bias():
 def test_kernels_on_a_gpu_equal_dense_float64(kernel, dtype, d_head):
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, 128, d_head, device="cuda", dtype=dtype, requires_grad=True) for _ in range(3))
-    bias = make_sight(SCHEMES["alibi"](tiny_model(n_head=3)), 0, 0, 128, q.device, dtype).bias_HTS
+    bias = look(SCHEMES["alibi"](tiny_model(n_head=3)), 0, 0, 128, q.device, dtype).bias
     expected = dense_attention(q.double(), k.double(), v.double(), bias.double(), d_head**-0.5, 0.0)
     actual = KERNELS[kernel](q, k, v, bias, d_head**-0.5, 0.0)
     tolerance = 2e-2 if dtype == torch.bfloat16 else 2e-3
@@ -90,13 +104,14 @@ def test_the_mask_aligns_queries_to_the_last_keys_and_windows_count_the_query():
 
 def test_a_window_as_long_as_the_sequence_costs_no_mask():
     scheme = SCHEMES["none"](tiny_model())
-    assert make_sight(scheme, 8, 0, 7, torch.device("cpu"), torch.float32).bias_HTS is None
-    assert make_sight(scheme, 7, 0, 8, torch.device("cpu"), torch.float32).bias_HTS is not None
+    assert look(scheme, 8, 0, 7).bias is None
+    assert look(scheme, 7, 0, 8).bias is not None
 
 
 def test_a_full_cache_says_so():
     config = tiny_model()
-    attention, cache = Attention(config, 0), KeyValueCache(config, 1, 4)
-    sight = make_sight(SCHEMES["none"](config), 0, 0, 5, torch.device("cpu"), torch.float32)
+    attention = Attention(config, 0)
+    cache = KeyValueCache(key_value_cache(config), 1, 1, 4, torch.device("cpu"), torch.float32)
+    sight = look(SCHEMES["none"](config), 0, 0, 5)
     with pytest.raises(ValueError, match="holds 4 tokens, 5 are needed"):
         attention(torch.zeros(1, 5, config.d_model), sight, cache)

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptstar.configuration import config_directory, preset
-from gptstar.model.block import BLOCKS
-from gptstar.model.cache import KeyValueCache
+from gptstar.model.choices import BLOCKS
 from gptstar.model.config import ModelConfig
 from gptstar.model.describe import parameter_count
 from gptstar.model.feedforward import ACTIVATIONS
@@ -45,7 +44,8 @@ def shrunk(config: ModelConfig) -> ModelConfig:
 @st.composite
 def configurations(draw) -> ModelConfig:
     kv, group = draw(st.sampled_from([1, 2, 3])), draw(st.sampled_from([1, 2, 3]))
-    scheme = st.sampled_from(sorted(SCHEMES))
+    block = draw(st.sampled_from(sorted(BLOCKS)))
+    scheme = st.sampled_from(["none", "learned", "sinusoidal"] if block == "gmlp" else sorted(SCHEMES))
     flag = st.booleans()
     return ModelConfig(
         vocab_size=97,
@@ -56,7 +56,8 @@ def configurations(draw) -> ModelConfig:
         d_head=draw(st.sampled_from([4, 8, 10])),
         d_ff=draw(st.sampled_from([12, 40])),
         context=32,
-        block=draw(st.sampled_from(sorted(BLOCKS))),
+        block=block,
+        adapter_width=draw(st.sampled_from([0, 0, 3])),
         position=draw(scheme),
         layer_positions=draw(st.lists(scheme, max_size=3)),
         activation=draw(st.sampled_from(sorted(ACTIVATIONS))),
@@ -100,12 +101,22 @@ def answers_every_question(config: ModelConfig) -> None:
     assert torch.equal(model(changed)[:, :6], logits[:, :6]), "a changed token changed an earlier logit"
     assert not torch.allclose(model(changed)[:, 6], logits[:, 6])
 
-    cache = KeyValueCache(config, 2, N_TOKEN, dtype=torch.float64)
+    cache = model.new_cache(2, N_TOKEN)
     pieces = [model(piece, cache=cache) for piece in tokens.split([5, 1, 1, 4, 2], 1)]
     torch.testing.assert_close(torch.cat(pieces, 1), logits, rtol=1e-9, atol=1e-9)
 
     # A row alone gives what it gives in a batch, and what follows it (right padding) changes nothing.
     torch.testing.assert_close(model(tokens[1:, :9]), logits[1:, :9], rtol=1e-9, atol=1e-9)
+
+    # The same on the left, where the padding has to be named.
+    padding = torch.tensor([0, 4])
+    torch.testing.assert_close(model(tokens, padding_B=padding)[1:, 4:], model(tokens[1:, 4:]), rtol=1e-9, atol=1e-9)
+    cache = model.new_cache(2, N_TOKEN)
+    pieces = [model(piece, cache=cache, padding_B=padding) for piece in tokens.split([2, 6, 1, 4], 1)]
+    padded = torch.cat(pieces, 1)
+    assert padded.isfinite().all()
+    torch.testing.assert_close(padded[0], logits[0], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(padded[1:, 4:], model(tokens[1:, 4:]), rtol=1e-9, atol=1e-9)
 
     other = build(config)
     with torch.no_grad():
@@ -130,18 +141,41 @@ def answers_every_question(config: ModelConfig) -> None:
     assert parameter_count(config) == sum(p.numel() for p in parameters) == formula(config)
 
 
+def compiled_equals_eager(config: ModelConfig, backend: str) -> None:
+    torch._dynamo.reset()
+    model = build(config)
+    tokens = torch.randint(0, config.vocab_size, (2, N_TOKEN))
+    expected = model(tokens, tokens)
+    actual = torch.compile(model, backend=backend, dynamic=False, fullgraph=True)(tokens, tokens)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
+    parameters = list(model.parameters())
+    for a, b in zip(torch.autograd.grad(actual, parameters), torch.autograd.grad(expected, parameters), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-11)
+
+
+def distinct_presets() -> list[str]:
+    """One of all presets that are the same once shrunk."""
+    shapes = {repr(dataclasses.replace(shrunk(preset(name)), name="")): name for name in PRESETS}
+    return sorted(shapes.values())
+
+
 def formula(config: ModelConfig) -> int:
     """Parameters, written out."""
     c, f, d = config.d_model, config.d_feedforward, config.head_size
     a, kv = config.n_head * d, config.n_key_value * d
     norm = {"layernorm": 2, "layernorm_nobias": 1, "rmsnorm": 1}[config.norm]
     gates = 2 if config.activation in ("swiglu", "geglu") else 1
-    layer = c * (a + 2 * kv) + a * c + gates * c * f + f * c
-    layer += (a + 2 * kv) * config.query_key_value_bias + c * config.attention_output_bias
-    layer += (gates * f + c) * config.feedforward_bias
-    shared = config.block == "parallel_shared"
-    layer += norm * c * (1 if shared else 2) * (2 if config.sandwich_norm else 1)
-    layer += 2 * norm * d * config.qk_norm
+    mlp = config.block in ("gmlp", "amlp")
+    layer = gates * c * f + f * c + (gates * f + c) * config.feedforward_bias
+    if config.block != "gmlp":
+        written = f if mlp else c
+        layer += c * (a + 2 * kv) + (a + 2 * kv) * config.query_key_value_bias
+        layer += a * written + written * config.attention_output_bias + 2 * norm * d * config.qk_norm
+    layer += (config.context**2 + config.context + norm * f) * mlp
+    one_norm = config.block in ("parallel_shared", "gmlp", "amlp")
+    layer += norm * c * (1 if one_norm else 2) * (2 if config.sandwich_norm else 1)
+    if config.adapter_width:
+        layer += (2 * c * config.adapter_width + config.adapter_width + c) * (1 if mlp else 2)
     rows = config.padded_vocab_size
     total = rows * c * (1 if config.tie_head else 2) + rows * config.head_bias
     total += norm * c * (2 if config.embedding_norm else 1) + config.n_layer * layer
@@ -155,10 +189,21 @@ def test_every_preset_answers_every_question(name):
     answers_every_question(shrunk(preset(name)))
 
 
-@settings(max_examples=40)
+@settings(max_examples=60)
 @given(configurations())
 def test_every_point_of_the_space_answers_every_question(config):
     answers_every_question(config)
+
+
+@pytest.mark.parametrize("name", distinct_presets())
+def test_every_preset_compiles_to_the_same(name):
+    compiled_equals_eager(shrunk(preset(name)), "inductor")
+
+
+@settings(max_examples=15)
+@given(configurations())
+def test_every_point_of_the_space_is_one_graph_that_computes_the_same(config):
+    compiled_equals_eager(config, "aot_eager")
 
 
 @pytest.mark.parametrize("pad", [1, 64])

@@ -43,17 +43,17 @@ def test_alibi_in_a_bf16_model_still_tells_far_positions_apart():
     assert rounded[0, 0, -9:].tolist() == [-4.0, -3.5, -3.0, -2.5, -2.0, -1.5, -1.0, -0.5, 0.0]
 
 
-def test_learned_positions_start_where_told_and_refuse_to_run_out():
+def test_learned_positions_are_rows_of_the_table():
     config = tiny_model(position="learned", context=6)
     position = LearnedPosition(config)
     torch.nn.init.normal_(position.weight)
-    x = torch.zeros(1, 2, config.d_model)
-    assert torch.equal(position.embed(x, 3)[0], position.weight[3:5])
-    with pytest.raises(ValueError, match="7 tokens is longer than the 6 learned positions"):
-        position.embed(x, 5)
+    x = torch.zeros(2, 2, config.d_model)
+    assert torch.equal(position.embed(x, torch.tensor([3, 4]))[1], position.weight[3:5])
+    assert torch.equal(position.embed(x, torch.tensor([[0, 1], [2, 3]]))[1], position.weight[2:4])
 
 
 def test_no_position_changes_nothing():
     position, x = NoPosition(tiny_model()), torch.randn(1, 2, 4)
-    assert position.embed(x, 7) is x
+    assert position.embed(x, torch.arange(2)) is x
+    assert position.turning(torch.arange(2), x.dtype) is None
     assert position.score_bias(2, 2, x.device, x.dtype) is None

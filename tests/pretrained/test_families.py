@@ -8,7 +8,6 @@ import torch
 import gptstar
 from gptstar.data.tokenizer import TokenizerConfig, train_tokenizer
 from gptstar.errors import UserError
-from gptstar.model.cache import KeyValueCache
 from support import tiny_model
 
 transformers = pytest.importorskip("transformers")
@@ -82,7 +81,7 @@ def save(model, folder, **options):
     return folder
 
 
-def exact_logits(theirs, tokens, monkeypatch):
+def exact_logits(theirs, tokens, monkeypatch, **options):
     """The reference wholly in float64: parts of transformers compute in fp32 whatever the model's dtype is."""
     with monkeypatch.context() as patch:
         patch.setattr(torch, "float32", torch.float64)
@@ -93,7 +92,7 @@ def exact_logits(theirs, tokens, monkeypatch):
             model = type(theirs)(theirs.config).double().eval()
             model.load_state_dict(theirs.state_dict())
             with torch.no_grad():
-                return model(tokens).logits
+                return model(tokens, **options).logits
         finally:
             patch.undo()
             torch.set_default_dtype(torch.float32)
@@ -109,10 +108,29 @@ def test_logits_are_transformers_with_and_without_cache(name, tmp_path, monkeypa
         references += [(torch.float64, 1e-10, exact_logits(theirs, tokens, monkeypatch))]
         for dtype, tolerance, expected in references:
             ours = ours.to(dtype)
-            cache = KeyValueCache(ours.config, 2, 15, dtype=dtype)
+            cache = ours.new_cache(2, 15)
             cached = torch.cat([ours(piece, cache=cache) for piece in tokens.split([6, 1, 5, 3], 1)], 1)
             for actual in (ours(tokens), cached):
                 assert (actual - expected).norm() <= tolerance * expected.norm(), dtype
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_left_padded_batches_are_transformers(name, tmp_path, monkeypatch):
+    theirs = perturbed(MODELS[name])
+    ours, _ = gptstar.load(save(theirs, tmp_path))
+    tokens, padding = torch.randint(0, 101, (3, 15)), torch.tensor([4, 0, 9])
+    real = torch.arange(15) >= padding[:, None]
+    options = {"attention_mask": real.long(), "position_ids": (real.long().cumsum(-1) - 1).clamp(min=0)}
+    with torch.no_grad():
+        references = [(torch.float32, 2e-5, theirs(tokens, **options).logits)]
+        references += [(torch.float64, 1e-10, exact_logits(theirs, tokens, monkeypatch, **options))]
+        for dtype, tolerance, expected in references:
+            ours = ours.to(dtype)
+            cache = ours.new_cache(3, 15)
+            pieces = [ours(piece, cache=cache, padding_B=padding) for piece in tokens.split([6, 1, 5, 3], 1)]
+            for actual in (ours(tokens, padding_B=padding), torch.cat(pieces, 1)):
+                assert actual.isfinite().all()
+                assert (actual - expected)[real].norm() <= tolerance * expected[real].norm(), dtype
 
 
 @pytest.mark.parametrize("name", MODELS)

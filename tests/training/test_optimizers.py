@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from gptstar.model.block import BLOCKS
+from gptstar.model.choices import BLOCKS
 from gptstar.model.transformer import GPT
 from gptstar.training.optimizers import OptimizerConfig, build_optimizer, parameter_groups, set_learning_rate
 from support import tiny_model

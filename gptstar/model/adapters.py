@@ -1,0 +1,41 @@
+"""Bottleneck adapters: a little that is trained inside a model that is not."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gptstar.model.config import ModelConfig
+from gptstar.model.norms import is_norm
+
+
+class Adapter(nn.Module):
+    """x + up(gelu(down(x))) on a sublayer's output, (..., C) -> (..., C) (Houlsby et al., arXiv:1902.00751).
+
+    `up` starts at zero, so that a model with fresh adapters is the model without.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.down = nn.Linear(config.d_model, config.adapter_width)
+        self.up = nn.Linear(config.adapter_width, config.d_model)
+
+    def initialize_own(self) -> None:
+        """Called after the general initialisation."""
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.up(F.gelu(self.down(x)))
+
+
+def build_adapter(config: ModelConfig) -> nn.Module:
+    """An adapter, or nothing where the configuration has none."""
+    return Adapter(config) if config.adapter_width else nn.Identity()
+
+
+def freeze_all_but_adapters(model: nn.Module) -> None:
+    """Leaves adapters, norms, embeddings and positions trainable (a tied head is an embedding), and no more."""
+    model.requires_grad_(False)
+    for name, module in model.named_modules():
+        if isinstance(module, (Adapter, nn.Embedding)) or is_norm(module) or name == "position":
+            module.requires_grad_(True)
