@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -30,7 +30,8 @@ from gptstar.model.config import ModelConfig
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: interrupted and saved, start it again with resume=
-TEXT_KEYS = ("prompt", "trainer.sample_prompt", "checkpoint", "resume")  # taken literally, whatever they hold
+# Taken literally, whatever they hold.
+TEXT_KEYS = ("prompt", "trainer.sample_prompt", "checkpoint", "resume", "init_from")
 
 
 def config_directory() -> Path:
@@ -109,6 +110,8 @@ def _checked(config: DictConfig, schema: type) -> Any:
     try:
         if "resume" in config and config.resume:
             config = _resumed(config, schema)
+        elif "init_from" in config and config.init_from:
+            config = _shaped_like_origin(config)
         if "run_dir" in config:
             config.run_dir = os.path.relpath(output) if output.is_relative_to(Path.cwd()) else str(output)
         missing = sorted(OmegaConf.missing_keys(config))
@@ -132,6 +135,22 @@ def _resumed(config: DictConfig, schema: type) -> DictConfig:
             raise UserError(f"resume={config.resume} continues the run's own configuration: leave {override} out")
         OmegaConf.update(merged, key, OmegaConf.select(config, key))
     return merged
+
+
+def _shaped_like_origin(config: DictConfig) -> DictConfig:
+    """The model and tokenizer of `init_from`, changed by what this command line names."""
+    from gptstar.pretrained.load import load_config
+
+    named = {override.partition("=")[0].lstrip("+") for override in HydraConfig.get().overrides.task}
+    chosen = {key.partition("=")[0] for key in HydraConfig.get().overrides.task if key.startswith("model=")}
+    if chosen:
+        raise UserError(f"init_from={config.init_from} brings its own shape: leave model=... out, change model.KEY=...")
+    shape = asdict(load_config(config.init_from))
+    changes = {key.partition(".")[2] for key in named if key.startswith("model.")}
+    OmegaConf.update(config, "model", {k: v for k, v in shape.items() if k not in changes})
+    if not named & {"tokenizer", "tokenizer.source"}:
+        config.tokenizer.source = config.tokenizer.name = "init_from"
+    return config
 
 
 def _default_run_dir(resume: str | None) -> str:

@@ -186,3 +186,17 @@ def test_train_resume_evaluate_and_sample_by_command_line(door, corpus_dir, tmp_
             main=lambda config: texts.append(sample(config)),
         )  # fmt: skip
     assert texts[0] == texts[1] and texts[0].startswith("abc")
+
+
+def test_init_from_brings_shape_and_tokenizer_which_the_command_line_may_change(door, train_config, capsys):
+    run = str(train(train_config).run)
+    config, changed = (
+        composed(door, f"init_from={run}"),
+        composed(door, f"init_from={run}", "model.adapter_width=4", "tokenizer.source=elsewhere"),
+    )
+    assert config[0].model == train_config.model and config[0].tokenizer.source == "init_from"
+    assert changed[0].model.adapter_width == 4 and changed[0].model.d_ff == train_config.model.d_ff
+    assert changed[0].tokenizer.source == "elsewhere"
+    with pytest.raises(SystemExit):
+        door(f"init_from={run}", "model=gpt127")
+    assert "brings its own shape: leave model=... out" in capsys.readouterr().err

@@ -39,14 +39,19 @@ class PreparedCorpus:
         return self.folder.name.rpartition("-")[2]
 
 
-def prepare(data: DataConfig, tokenizer: TokenizerConfig, console: Console | None = None) -> PreparedCorpus:
+def prepare(
+    data: DataConfig, tokenizer: TokenizerConfig, console: Console | None = None, given: Tokenizer | None = None
+) -> PreparedCorpus:
     """The tokens of a corpus, from the cache when nothing that went into them has changed.
+
+    `given` is used instead of the tokenizer that the configuration names.
 
     The cache key covers the corpus's content, the cleaning, the split and the tokenizer. A new folder is written
     beside and renamed when complete, so a killed preparation leaves nothing half-done. Raises UserError for a
     corpus, tokenizer or cached shard that cannot be used.
     """
-    given = None if tokenizer.source == "train" else load_tokenizer(tokenizer.source, tokenizer.eot_token)
+    if given is None and tokenizer.source != "train":
+        given = load_tokenizer(tokenizer.source, tokenizer.eot_token)
     corpus = open_corpus(data)
     inputs = {
         "format": FORMAT,

@@ -18,7 +18,8 @@ class TokenizerConfig:
     """Where a tokenizer comes from.
 
     source       train (a byte-level BPE on the corpus's training split), a folder with tokenizer.json or with
-                 vocab.json + merges.txt (GPT-2's files), a tokenizer.json, or a hub name
+                 vocab.json + merges.txt (GPT-2's files), a tokenizer.json, a hub name, or init_from (the tokenizer
+                 of the model that a run starts from)
     vocab_size   train: how many tokens it learns, bytes and the end-of-text token included
     train_bytes  train: how much text it learns from, at most
     eot_token    the token that ends a document

@@ -33,6 +33,11 @@ def build_adapter(config: ModelConfig) -> nn.Module:
     return Adapter(config) if config.adapter_width else nn.Identity()
 
 
+def is_adapter(name: str) -> bool:
+    """Whether a tensor's name in a state dict is an adapter's."""
+    return ".adapter" in name
+
+
 def freeze_all_but_adapters(model: nn.Module) -> None:
     """Leaves adapters, norms, embeddings and positions trainable (a tied head is an embedding), and no more."""
     model.requires_grad_(False)

@@ -27,13 +27,25 @@ def load_llama2c(
     path: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> tuple[GPT, Tokenizer]:
     """The model of a MODEL.bin, in evaluation mode, and the tokenizer beside it. UserError for a damaged file."""
-    header = path.read_bytes()[:28]
+    config = llama2c_config(path)
+    weights = _read_weights(path, config)
+    with torch.device("meta"):
+        model = GPT(config)
+    model = model.to_empty(device=device)
+    model.load_state_dict(weights)
+    return model.to(dtype=dtype).eval(), _read_tokenizer(path, config.vocab_size)
+
+
+def llama2c_config(path: Path) -> ModelConfig:
+    """The shape in the file's header."""
+    with path.open("rb") as file:
+        header = file.read(28)
     if len(header) < 28:
         raise UserError(f"{path} is too short for a llama2.c model")
     dim, hidden, n_layer, n_head, n_kv_head, vocab, context = struct.unpack("7i", header)
     if min(dim, hidden, n_layer, n_head, n_kv_head, abs(vocab), context) < 1 or dim % n_head or n_head % n_kv_head:
         raise UserError(f"{path} has no llama2.c header of version 0: its shape would be {struct.unpack('7i', header)}")
-    config = ModelConfig(
+    return ModelConfig(
         name=path.stem,
         vocab_size=abs(vocab),
         n_layer=n_layer,
@@ -52,12 +64,6 @@ def load_llama2c(
         feedforward_bias=False,
         tie_head=vocab > 0,
     )
-    weights = _read_weights(path, config)
-    with torch.device("meta"):
-        model = GPT(config)
-    model = model.to_empty(device=device)
-    model.load_state_dict(weights)
-    return model.to(dtype=dtype).eval(), _read_tokenizer(path, config.vocab_size)
 
 
 def _read_weights(path: Path, config: ModelConfig) -> dict[str, Tensor]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import UserError
+from gptstar.model.config import ModelConfig
 from gptstar.model.transformer import GPT
-from gptstar.pretrained.llama2c import load_llama2c
-from gptstar.pretrained.native import load_native
-from gptstar.pretrained.star_archive import load_star_archive
-from gptstar.pretrained.transformers_folder import load_transformers_folder
+from gptstar.pretrained.llama2c import llama2c_config, load_llama2c
+from gptstar.pretrained.native import find_checkpoint, load_native, read_config
+from gptstar.pretrained.star_archive import is_star_archive, load_star_archive, star_archive_config
+from gptstar.pretrained.transformers_folder import load_transformers_folder, transformers_config
 
 HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json", "vocab.json", "merges.txt"]
 
@@ -28,16 +31,41 @@ def load(
     a MODEL.bin of llama2.c; a published GPT* archive (*.pth.tar).
     dtype: of the weights; None keeps what was saved. Raises UserError for what is none of these or damaged.
     """
+    layout, path = _find(source)
+    return layout.load(path, device, dtype)
+
+
+def load_config(source: str | Path) -> ModelConfig:
+    """The configuration of what `load` would load, without reading the weights."""
+    layout, path = _find(source)
+    return layout.config(path)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A way of keeping a model on disk."""
+
+    config: Callable[[Path], ModelConfig]
+    load: Callable[..., tuple[GPT, Tokenizer]]
+
+
+NATIVE = Layout(lambda path: read_config(find_checkpoint(path)), load_native)
+TRANSFORMERS = Layout(transformers_config, load_transformers_folder)
+STAR_ARCHIVE = Layout(star_archive_config, load_star_archive)
+LLAMA2C = Layout(llama2c_config, load_llama2c)
+
+
+def _find(source: str | Path) -> tuple[Layout, Path]:
     path = Path(source).expanduser()
-    if path.is_file() and path.name.endswith(".pth.tar"):
-        return load_star_archive(path, device, dtype)
+    if is_star_archive(path):
+        return STAR_ARCHIVE, path
     if path.is_file() and path.suffix == ".bin":
-        return load_llama2c(path, device, dtype)
+        return LLAMA2C, path
     if _model_type(path):
-        return load_transformers_folder(path, device, dtype)
+        return TRANSFORMERS, path
     if not path.exists() and not path.parent.is_dir() and str(source).count("/") == 1:
-        return load_transformers_folder(_download(str(source)), device, dtype)
-    return load_native(source, device, dtype)
+        return TRANSFORMERS, _download(str(source))
+    return NATIVE, path
 
 
 def _model_type(path: Path) -> str | None:

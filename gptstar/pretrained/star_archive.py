@@ -22,6 +22,11 @@ from gptstar.pretrained.family import Entry, gather, same
 IGNORED = (".attn.slopes", ".attn.mask", "lm_head.weight")  # buffers, and the tied head
 
 
+def is_star_archive(path: Path) -> bool:
+    """Whether a path looks like one, by its name."""
+    return path.is_file() and path.name.endswith(".pth.tar")
+
+
 def load_star_archive(
     path: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> tuple[GPT, Tokenizer]:
@@ -30,11 +35,9 @@ def load_star_archive(
     Raises UserError for what cannot be read or lists the tensors that do not fit.
     """
     theirs = read_state_dict(path)
+    config = _shape(path, theirs)
     try:
-        config = _shape(path, theirs)
         weights = gather(_entries(config), theirs, IGNORED)
-    except KeyError as error:
-        raise UserError(f"{path} is no GPT* checkpoint: it has no {error}") from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     with torch.device("meta"):
@@ -49,18 +52,67 @@ def load_star_archive(
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of either kind of archive. Pickles are read with weights_only: no code of theirs runs."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:200]})") from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    """The tensors of either kind of archive."""
+    content = _read(path)
+    state = content.get("state_dict", content)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} holds no state dict")
     return state
 
 
+def _read(path: Path) -> dict:
+    """Pickles are read with weights_only: no code of theirs runs."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:200]})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no state dict")
+    return content
+
+
+def star_archive_config(path: Path) -> ModelConfig:
+    """The shape of what an archive holds."""
+    return _shape(path, read_state_dict(path))
+
+
+def read_moments(path: Path) -> dict[str, dict[str, Tensor]] | None:
+    """AdamW's state for every tensor of ours, {name: {"step", "exp_avg", "exp_avg_sq"}}; None for weights only.
+
+    The original gave its optimizer one group a parameter, in the order in which the modules name them; that is also
+    the order of the state dict, less its buffers and the head, which is the embedding. Raises UserError for a state
+    that is not AdamW's or does not fit the weights.
+    """
+    content = _read(path)
+    if "optimizer" not in content:
+        return None
+    theirs = read_state_dict(path)
+    entries = {entry.theirs: entry for entry in _entries(_shape(path, theirs))}
+    names = [name for name in theirs if not name.endswith(IGNORED)]
+    groups = content["optimizer"].get("param_groups", [])
+    numbers = [number for group in groups for number in group["params"]]
+    state = content["optimizer"].get("state", {})
+    if len(numbers) != len(names):
+        raise UserError(f"{path}: its optimizer has {len(numbers)} parameters, its model {len(names)}")
+    moments: dict[str, dict[str, Tensor]] = {}
+    for name, number in zip(names, numbers, strict=True):
+        found = state.get(number, {})
+        parts = {kind: found.get(kind) for kind in ("exp_avg", "exp_avg_sq")}
+        if "step" not in found or any(t is None or t.shape != theirs[name].shape for t in parts.values()):
+            raise UserError(f"{path}: its optimizer state for {name} is not AdamW's (it holds {', '.join(found)})")
+        step = torch.as_tensor(found["step"], dtype=torch.float32)
+        moments[entries[name].ours[0]] = {"step": step, **parts}
+    return moments
+
+
 def _shape(path: Path, theirs: dict[str, Tensor]) -> ModelConfig:
+    try:
+        return _inferred(path, theirs)
+    except KeyError as error:
+        raise UserError(f"{path} is no GPT* checkpoint: it has no {error}") from error
+
+
+def _inferred(path: Path, theirs: dict[str, Tensor]) -> ModelConfig:
     vocab_size, d_model = theirs["wte.weight"].shape
     layers = {int(name.split(".")[1]) for name in theirs if name.startswith("blocks.")}
     slopes = theirs.get("blocks.0.attn.slopes")

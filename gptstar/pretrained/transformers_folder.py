@@ -30,17 +30,9 @@ def load_transformers_folder(
     folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> tuple[GPT, Tokenizer]:
     """A published model, in evaluation mode, and its tokenizer. UserError for what cannot be read or does not fit."""
-    config = json.loads((folder / "config.json").read_text())
-    family = FAMILIES.get(config.get("model_type", ""))
-    if family is None:
-        raise UserError(
-            f"{folder}/config.json: model_type={config.get('model_type')!r} is not supported: {', '.join(FAMILIES)} are"
-        )
+    family, shape = _read_config(folder)
     try:
-        shape = family.read_config(config)
         weights = family.import_weights(_read_weights(folder), shape)
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{folder}/config.json does not describe a {family.model_type} model: {error}") from error
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
     with torch.device("meta"):
@@ -52,6 +44,26 @@ def load_transformers_folder(
     except RuntimeError as error:
         raise UserError(f"{folder}: weights do not fit config.json: {' '.join(str(error).split())}") from error
     return model.eval(), load_tokenizer(str(folder), family.eot_token)
+
+
+def transformers_config(folder: Path) -> ModelConfig:
+    """The shape in config.json."""
+    return _read_config(folder)[1]
+
+
+def _read_config(folder: Path) -> tuple[Family, ModelConfig]:
+    config = json.loads((folder / "config.json").read_text())
+    family = FAMILIES.get(config.get("model_type", ""))
+    if family is None:
+        raise UserError(
+            f"{folder}/config.json: model_type={config.get('model_type')!r} is not supported: {', '.join(FAMILIES)} are"
+        )
+    try:
+        return family, family.read_config(config)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{folder}/config.json does not describe a {family.model_type} model: {error}") from error
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
 
 
 def save_transformers_folder(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:

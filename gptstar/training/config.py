@@ -18,6 +18,7 @@ from gptstar.training.schedules import ScheduleConfig
 class TrainerConfig:
     """The run: how long, how large, where, how often.
 
+    trainable         all, or adapters: adapters, norms and embeddings, everything else frozen (model.adapter_width)
     seed              of the weights and the order of the data
     device            auto (cuda if there is one, else cpu), cpu, cuda, cuda:1, mps
     precision         auto (bf16 on CUDA, fp32 elsewhere), fp32, bf16, fp16 (with loss scaling); weights stay fp32
@@ -39,6 +40,7 @@ class TrainerConfig:
     """
 
     seed: int = 0
+    trainable: str = "all"
     device: str = "auto"
     precision: str = "auto"
     compile: bool | None = None
@@ -61,6 +63,8 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ValueError(f"trainer.precision={self.precision!r} is unknown: choose one of {', '.join(PRECISIONS)}")
+        if self.trainable not in ("all", "adapters"):
+            raise ValueError(f"trainer.trainable={self.trainable!r} is unknown: choose all or adapters")
         if self.nonfinite not in ("stop", "skip"):
             raise ValueError(f"trainer.nonfinite={self.nonfinite!r} is unknown: choose stop or skip")
         if (self.max_steps is None) == (self.max_tokens is None):
@@ -107,8 +111,11 @@ class LoggerConfig:
 class TrainConfig:
     """A whole run.
 
-    run_dir  the folder it writes
-    resume   a run folder: continue there; or one of its checkpoints: continue from that one in a new run_dir
+    run_dir    the folder it writes
+    resume     a run folder: continue there; or one of its checkpoints: continue from that one in a new run_dir
+    init_from  a trained model, anything `gptstar.load` takes, whose weights a new run starts from (from a GPT* archive
+               with full state the optimizer's moments too). On the command line it also brings its shape, which
+               model.KEY=... may change where the weights still fit, and its tokenizer
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -120,6 +127,7 @@ class TrainConfig:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     run_dir: str = "runs/unnamed"
     resume: str | None = None
+    init_from: str | None = None
 
     @property
     def sequence_length(self) -> int:
@@ -157,6 +165,10 @@ class TrainConfig:
                 f"trainer.max_tokens={self.trainer.max_tokens} is less than one step of {self.tokens_per_step} tokens: "
                 "raise it or lower trainer.batch_size"
             )
+        if self.trainer.trainable == "adapters" and not self.model.adapter_width:
+            raise UserError("trainer.trainable=adapters needs adapters in the model: set model.adapter_width, e.g. 64")
+        if self.tokenizer.source == "init_from" and not self.init_from:
+            raise UserError("tokenizer.source=init_from needs a model to start from: set init_from")
         if self.schedule.warmup_steps > total:
             raise UserError(
                 f"schedule.warmup_steps={self.schedule.warmup_steps} is longer than the run of {total} steps: "

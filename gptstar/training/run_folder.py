@@ -27,6 +27,7 @@ FIXED = (
     "tokenizer",
     "optimizer.name",
     "trainer.seed",
+    "trainer.trainable",
     "trainer.batch_size",
     "trainer.sequence_length",
 )

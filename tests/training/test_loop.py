@@ -236,7 +236,7 @@ def test_a_sample_prompt_must_leave_room_in_learned_positions(train_config, prom
         assert train(config).sample is not None
     else:
         with pytest.raises(
-            UserError, match=r"trainer.sample_prompt has \d+ tokens, which fill the 32 learned positions"
+            UserError, match=r"trainer.sample_prompt has \d+ tokens, which fill the 32 positions the model has"
         ):
             train(config)
 
