@@ -12,6 +12,7 @@ from gptstar.errors import UserError
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.llama2c import load_llama2c
 from gptstar.pretrained.native import load_native
+from gptstar.pretrained.neox_slim import is_neox_slim, load_neox_slim
 from gptstar.pretrained.star_archive import load_star_archive
 from gptstar.pretrained.transformers_folder import load_transformers_folder
 
@@ -25,7 +26,8 @@ def load(
 
     source: a run folder (its last checkpoint), RUN/last, RUN/best (lowest validation loss), a checkpoint folder; a
     folder in transformers' layout (GPT-2, GPT-Neo, GPT-J, GPT-NeoX, Pythia, Llama-2), or such a model's hub name;
-    a MODEL.bin of llama2.c; a published GPT* archive (*.pth.tar).
+    a MODEL.bin of llama2.c; a published GPT* archive (*.pth.tar; `python -m gptstar.pretrained.download` fetches
+    them); GPT-NeoX-20B's slim-weights folder (20B_tokenizer.json and global_step*/, or the latter alone).
     dtype: of the weights; None keeps what was saved. Raises UserError for what is none of these or damaged.
     """
     path = Path(source).expanduser()
@@ -35,6 +37,8 @@ def load(
         return load_llama2c(path, device, dtype)
     if _model_type(path):
         return load_transformers_folder(path, device, dtype)
+    if is_neox_slim(path):
+        return load_neox_slim(path, device, dtype)
     if not path.exists() and not path.parent.is_dir() and str(source).count("/") == 1:
         return load_transformers_folder(_download(str(source)), device, dtype)
     return load_native(source, device, dtype)
