@@ -1,9 +1,11 @@
-"""What several tests build: a made-up corpus and a tiny model."""
+"""What several tests need: a made-up corpus, a tiny model, transformers' logits in float64."""
 
 from __future__ import annotations
 
 import random
 from pathlib import Path
+
+import torch
 
 from gptstar.model.config import ModelConfig
 
@@ -33,3 +35,20 @@ def tiny_model(**changes) -> ModelConfig:
         position="alibi",
     )
     return ModelConfig(**{**values, **changes})
+
+
+def exact_logits(theirs, tokens, monkeypatch, **options):
+    """The reference wholly in float64: parts of transformers compute in fp32 whatever the model's dtype is."""
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "float32", torch.float64)
+        patch.setattr(torch, "float", torch.float64)
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        torch.set_default_dtype(torch.float64)
+        try:
+            model = type(theirs)(theirs.config).double().eval()
+            model.load_state_dict(theirs.state_dict())
+            with torch.no_grad():
+                return model(tokens, **options).logits
+        finally:
+            patch.undo()
+            torch.set_default_dtype(torch.float32)

@@ -65,7 +65,7 @@ def gather(entries: list[Entry], theirs: dict[str, Tensor], ignored: tuple[str, 
     wanted = {entry.theirs: entry for entry in entries}
     missing = sorted(wanted.keys() - theirs.keys())
     unknown = sorted(name for name in theirs.keys() - wanted.keys() if not name.endswith(ignored))
-    broken = sorted(name for name in wanted.keys() & theirs.keys() if not torch.isfinite(theirs[name]).all())
+    broken = sorted(name for name in wanted.keys() & theirs.keys() if not all_finite(theirs[name]))
     if missing or unknown or broken:
         found = (("missing", missing), ("unknown", unknown), ("not finite", broken))
         raise UserError("; ".join(f"{what} tensors: {', '.join(names)}" for what, names in found if names))
@@ -73,6 +73,14 @@ def gather(entries: list[Entry], theirs: dict[str, Tensor], ignored: tuple[str, 
     for name, entry in wanted.items():
         ours.update(zip(entry.ours, entry.split(theirs[name]), strict=True))
     return ours
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no number is infinite or NaN; `aminmax` passes NaN on and is many times faster than `isfinite`."""
+    if not tensor.numel():
+        return True
+    least, greatest = tensor.aminmax()
+    return bool(least.isfinite() and greatest.isfinite())
 
 
 def same(theirs: str, ours: str, kinds: tuple[str, ...] = ("weight", "bias")) -> list[Entry]:

@@ -15,6 +15,7 @@ from gptstar.model.config import ModelConfig
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.llama2c import llama2c_config, load_llama2c
 from gptstar.pretrained.native import find_checkpoint, load_native, read_config
+from gptstar.pretrained.neox_slim import is_neox_slim, load_neox_slim, neox_slim_config
 from gptstar.pretrained.star_archive import is_star_archive, load_star_archive, star_archive_config
 from gptstar.pretrained.transformers_folder import load_transformers_folder, transformers_config
 
@@ -28,7 +29,8 @@ def load(
 
     source: a run folder (its last checkpoint), RUN/last, RUN/best (lowest validation loss), a checkpoint folder; a
     folder in transformers' layout (GPT-2, GPT-Neo, GPT-J, GPT-NeoX, Pythia, Llama-2), or such a model's hub name;
-    a MODEL.bin of llama2.c; a published GPT* archive (*.pth.tar).
+    a MODEL.bin of llama2.c; a published GPT* archive (*.pth.tar; `python -m gptstar.pretrained.download` fetches
+    them); GPT-NeoX-20B's slim-weights folder (20B_tokenizer.json and global_step*/, or the latter alone).
     dtype: of the weights; None keeps what was saved. Raises UserError for what is none of these or damaged.
     """
     layout, path = _find(source)
@@ -53,6 +55,7 @@ NATIVE = Layout(lambda path: read_config(find_checkpoint(path)), load_native)
 TRANSFORMERS = Layout(transformers_config, load_transformers_folder)
 STAR_ARCHIVE = Layout(star_archive_config, load_star_archive)
 LLAMA2C = Layout(llama2c_config, load_llama2c)
+NEOX_SLIM = Layout(neox_slim_config, load_neox_slim)
 
 
 def _find(source: str | Path) -> tuple[Layout, Path]:
@@ -63,6 +66,8 @@ def _find(source: str | Path) -> tuple[Layout, Path]:
         return LLAMA2C, path
     if _model_type(path):
         return TRANSFORMERS, path
+    if is_neox_slim(path):
+        return NEOX_SLIM, path
     if not path.exists() and not path.parent.is_dir() and str(source).count("/") == 1:
         return TRANSFORMERS, _download(str(source))
     return NATIVE, path

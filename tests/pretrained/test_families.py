@@ -8,7 +8,7 @@ import torch
 import gptstar
 from gptstar.data.tokenizer import TokenizerConfig, train_tokenizer
 from gptstar.errors import UserError
-from support import tiny_model
+from support import exact_logits, tiny_model
 
 transformers = pytest.importorskip("transformers")
 TOKENIZER = train_tokenizer(["a b c"], TokenizerConfig(vocab_size=260))
@@ -79,23 +79,6 @@ def save(model, folder, **options):
     model.save_pretrained(folder, **options)
     (LLAMA_TOKENIZER if model.config.model_type == "llama" else TOKENIZER).save(folder / "tokenizer.json")
     return folder
-
-
-def exact_logits(theirs, tokens, monkeypatch, **options):
-    """The reference wholly in float64: parts of transformers compute in fp32 whatever the model's dtype is."""
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "float32", torch.float64)
-        patch.setattr(torch, "float", torch.float64)
-        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
-        torch.set_default_dtype(torch.float64)
-        try:
-            model = type(theirs)(theirs.config).double().eval()
-            model.load_state_dict(theirs.state_dict())
-            with torch.no_grad():
-                return model(tokens, **options).logits
-        finally:
-            patch.undo()
-            torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("name", MODELS)
