@@ -1,0 +1,141 @@
+"""Explains an architecture: python -m gptstar.describe model=gpt127 diff=gpt2_small"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field, fields
+
+from rich.console import Console
+from rich.table import Table
+
+from gptstar.configuration import preset, run_door
+from gptstar.errors import UserError
+from gptstar.model.choices import check_choices, longest
+from gptstar.model.config import ModelConfig
+from gptstar.model.describe import (
+    cache_bytes_per_token,
+    components,
+    differences,
+    drawing,
+    flops_per_token,
+    parameter_count,
+    receptive_fields,
+    slopes,
+)
+
+
+@dataclass
+class DescribeConfig:
+    """What to explain.
+
+    diff     the name of another model of configs/model: what differs is shown too
+    n_token  how long the sequences are that FLOPs are counted for; null: model.context
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    diff: str | None = None
+    n_token: int | None = None
+
+
+def describe(config: DescribeConfig, console: Console | None = None) -> None:
+    """Prints it. Raises UserError for an architecture that cannot be built."""
+    console = console or Console()
+    model = config.model
+    other = preset(config.diff) if config.diff else None
+    try:
+        check_choices(model)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    n_token = config.n_token or model.context
+    if n_token < 1 or n_token > (longest(model) or n_token):
+        raise UserError(f"n_token={n_token} must lie between 1 and the {longest(model)} tokens the model can read")
+    _summary(console, model, n_token)
+    _components(console, model, n_token)
+    if other is not None:
+        _difference(console, model, other)
+
+
+def _summary(console: Console, model: ModelConfig, n_token: int) -> None:
+    n, usual = parameter_count(model), ModelConfig()
+    chosen = [
+        f"{f.name}={getattr(model, f.name)}" for f in fields(model) if getattr(model, f.name) != getattr(usual, f.name)
+    ]
+    limit = longest(model)
+    console.print(f"[bold]{model.name}[/]: {n:,} parameters", highlight=False)
+    console.print(f"  {', '.join(chosen)}\n", highlight=False, markup=False)
+    console.print(drawing(model) + "\n", highlight=False, markup=False)
+    cache = cache_bytes_per_token(model, 2)
+    per_token, held = flops_per_token(model, n_token), _bytes(cache * model.context)
+    for what, text in (
+        ("FLOPs", f"{per_token:,} a token to train on {n_token} tokens (forward and backward)"),
+        ("weights", f"{_bytes(4 * n)} in fp32, {_bytes(2 * n)} in bf16; {_bytes(16 * n)} with gradients and moments"),
+        ("cache", f"{cache:,} bytes a token in bf16 ({held} for {model.context} tokens), twice that in fp32"),
+        ("reads", f"at most {limit} tokens" if limit else f"sequences of any length (trained on {model.context})"),
+        ("sees", _sight(model)),
+        ("slopes", ", ".join(f"{slope:.4g}" for slope in slopes(model))),
+    ):
+        if text:
+            console.print(f"{what:8} {text}", highlight=False, markup=False)
+
+
+def _sight(model: ModelConfig) -> str:
+    layers = receptive_fields(model)
+    if all(window == 0 for window, _ in layers):
+        return "everything before, in every layer"
+    windows = ", ".join(str(window or "all") for window, _ in layers[: len(model.windows)])
+    last = layers[-1][1]
+    return f"positions of the past a layer, repeated: {windows}; the last layer reaches {last or 'all'}"
+
+
+def _components(console: Console, model: ModelConfig, n_token: int) -> None:
+    rows = components(model, n_token)
+    n, flops = sum(row.parameters for row in rows), sum(row.flops for row in rows)
+    table = Table("component", title=f"{model.n_layer} layers (*) over {n_token} tokens", title_justify="left")
+    for column in ("parameters", "share", "fp32", "forward FLOPs a token", "share", "init std"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(
+            row.name,
+            f"{row.parameters:,}" if row.parameters else "",
+            f"{row.parameters / n:.1%}" if row.parameters else "",
+            _bytes(4 * row.parameters) if row.parameters else "",
+            f"{row.flops:,}" if row.flops else "",
+            f"{row.flops / flops:.1%}" if row.flops else "",
+            row.init,
+        )
+    table.add_section()
+    table.add_row("all", f"{n:,}", "", _bytes(4 * n), f"{flops:,}", "", "")
+    console.print()
+    console.print(table)
+
+
+def _difference(console: Console, model: ModelConfig, other: ModelConfig) -> None:
+    table = Table("", model.name, other.name, title="what differs", title_justify="left")
+    figures = {
+        "parameters": parameter_count,
+        "training FLOPs a token, each at its context": lambda c: flops_per_token(c, c.context),
+        "cache bytes a token, bf16": lambda c: cache_bytes_per_token(c, 2),
+    }
+    for key, (a, b) in differences(model, other).items():
+        if key != "name":
+            table.add_row(key, str(a), str(b))
+    table.add_section()
+    for name, figure in figures.items():
+        table.add_row(name, f"{figure(model):,}", f"{figure(other):,}")
+    console.print()
+    console.print(table)
+
+
+def _bytes(n: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if n < 1024 or unit == "GiB":
+            return f"{n:.0f} {unit}" if unit == "B" or n >= 100 else f"{n:.1f} {unit}"
+        n /= 1024
+    raise AssertionError
+
+
+if __name__ == "__main__":
+    if "--diff" in sys.argv[:-1]:  # as other commands have it
+        at = sys.argv.index("--diff")
+        sys.argv[at : at + 2] = [f"diff={sys.argv[at + 1]}"]
+    run_door("describe", DescribeConfig, describe)

@@ -1,0 +1,50 @@
+"""The explanation: what it prints is what the functions count."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from gptstar.configuration import preset
+from gptstar.describe import DescribeConfig, describe
+from gptstar.errors import UserError
+from support import tiny_model
+
+
+def said(**settings) -> str:
+    console = Console(file=io.StringIO(), width=160)
+    describe(DescribeConfig(**settings), console)
+    return console.file.getvalue()
+
+
+def test_gpt127_is_explained():
+    text = said(model=preset("gpt127"), diff="gpt2_small")
+    for words in (
+        "gpt127: 127,030,272 parameters",
+        "query, key, value ── attention ── output",
+        "24,576 bytes a token in bf16",
+        "sequences of any length (trained on 512)",
+        "0.5, 0.25, 0.125, 0.0625, 0.03125, 0.01562, 0.007812, 0.003906",
+        "blocks.*.feedforward.down",
+        "124,439,808",
+    ):
+        assert words in text, words
+
+
+def test_windows_and_limits_are_told():
+    text = said(model=preset("gpt_neo_125m"))
+    assert "a layer, repeated: all, 256; the last layer reaches all" in text and "at most 2048 tokens" in text
+    assert "slopes" not in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"diff": "gpt2_smal"}, "model=gpt2_smal is unknown"),
+        ({"model": tiny_model(norm="batch")}, r"model.norm='batch' is unknown"),
+        ({"model": tiny_model(position="learned"), "n_token": 64}, "n_token=64 must lie between 1 and the 32"),
+    ],
+)
+def test_mistakes_are_one_line(settings, words):
+    with pytest.raises(UserError, match=words):
+        said(**settings)
