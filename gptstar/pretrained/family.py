@@ -30,7 +30,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Family:
-    """`model_type` is transformers' name. `ignored`: ends of names of buffers that old files carry."""
+    """`model_type` is transformers' name. `ignored`: ends of names of buffers that old files carry. `files`: what an
+    exported folder holds besides, {name: text}.
+    """
 
     model_type: str
     eot_token: str
@@ -40,6 +42,7 @@ class Family:
     prefix: str
     aliases: dict[str, str] = field(default_factory=dict)  # other spellings of a name: {seen: canonical}
     ignored: tuple[str, ...] = (".attn.bias", ".masked_bias", "rotary_emb.inv_freq", ".attention.bias")
+    files: Callable[[], dict[str, str]] = dict
 
     def import_weights(self, theirs: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
         """Our state dict. Raises UserError that lists missing, unknown and not finite tensors."""
@@ -60,7 +63,7 @@ class Family:
 def gather(entries: list[Entry], theirs: dict[str, Tensor], ignored: tuple[str, ...]) -> dict[str, Tensor]:
     """Our tensors out of theirs. Names that end in one of `ignored` may be there or not.
 
-    Raises UserError that lists missing, unknown and not finite tensors.
+    Raises UserError that lists missing, unknown and not finite tensors, and for one of another shape.
     """
     wanted = {entry.theirs: entry for entry in entries}
     missing = sorted(wanted.keys() - theirs.keys())
@@ -71,7 +74,10 @@ def gather(entries: list[Entry], theirs: dict[str, Tensor], ignored: tuple[str, 
         raise UserError("; ".join(f"{what} tensors: {', '.join(names)}" for what, names in found if names))
     ours: dict[str, Tensor] = {}
     for name, entry in wanted.items():
-        ours.update(zip(entry.ours, entry.split(theirs[name]), strict=True))
+        try:
+            ours.update(zip(entry.ours, entry.split(theirs[name]), strict=True))
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"tensor {name} of shape {tuple(theirs[name].shape)} does not fit: {error}") from error
     return ours
 
 
