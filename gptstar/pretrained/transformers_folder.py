@@ -1,9 +1,14 @@
-"""Folders in transformers' layout: config.json, safetensors (one file or shards) or .bin, a tokenizer."""
+"""Folders in transformers' layout: config.json, safetensors (one file or shards) or .bin, a tokenizer.
+
+What stands last in `FAMILIES`, our own, holds any architecture: `modeling_gptstar.py` comes with the weights then.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,14 +27,18 @@ from gptstar.pretrained.gpt_neo import GPT_NEO
 from gptstar.pretrained.gptj import GPTJ
 from gptstar.pretrained.llama import LLAMA
 from gptstar.pretrained.neox import NEOX
+from gptstar.pretrained.star import STAR
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (GPT2, GPT_NEO, GPTJ, NEOX, LLAMA)}
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (GPT2, GPT_NEO, GPTJ, NEOX, LLAMA, STAR)}
 
 
 def load_transformers_folder(
     folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> tuple[GPT, Tokenizer]:
-    """A published model, in evaluation mode, and its tokenizer. UserError for what cannot be read or does not fit."""
+    """A published or exported model, in evaluation mode, and its tokenizer.
+
+    Raises UserError for what cannot be read or does not fit. No code in the folder is run.
+    """
     config = json.loads((folder / "config.json").read_text())
     family = FAMILIES.get(config.get("model_type", ""))
     if family is None:
@@ -39,7 +48,7 @@ def load_transformers_folder(
     try:
         shape = family.read_config(config)
         weights = family.import_weights(_read_weights(folder), shape)
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder}/config.json does not describe a {family.model_type} model: {error}") from error
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
@@ -51,32 +60,50 @@ def load_transformers_folder(
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"{folder}: weights do not fit config.json: {' '.join(str(error).split())}") from error
-    return model.eval(), load_tokenizer(str(folder), family.eot_token)
+    return model.eval(), load_tokenizer(str(folder), _eot_token(folder) or family.eot_token)
 
 
 def save_transformers_folder(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
-    """Writes a model that is of one of the families, so that transformers' own classes load it.
+    """Writes a model as transformers loads it: beside, then renamed, so that a crash leaves no half folder.
 
-    Creates the folder. Raises UserError for a folder in use, and for an architecture that no family has (GPT* among
-    them: ALiBi with a shared norm is in none).
+    Raises UserError for a folder in use and where it cannot be written.
     """
-    family = family_of(model.config)
-    if folder.exists() and any(folder.iterdir()):
+    folder = folder.resolve()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not empty: choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    part = folder.with_name(f".{folder.name}.part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        _write_folder(model, tokenizer, part)
+        os.rename(part, folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise UserError(f"{folder} cannot be written: {error}") from error
+
+
+def _write_folder(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
+    family = family_of(model.config)
     weights = family.export_weights(model.state_dict(), model.config)
     dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
-    config = {"model_type": family.model_type, "torch_dtype": dtype, **family.write_config(model.config)}
-    config |= {"bos_token_id": tokenizer.eot_id, "eos_token_id": tokenizer.eot_id}
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    token = {"bos_token_id": tokenizer.eot_id, "eos_token_id": tokenizer.eot_id}
+    config = {"model_type": family.model_type, "dtype": dtype, **family.write_config(model.config), **token}
+    generation: dict = {**token, "pad_token_id": tokenizer.eot_id}
+    untrained = list(range(tokenizer.vocab_size, model.config.vocab_size))
+    if untrained:  # embeddings that no token has
+        generation["suppress_tokens"] = untrained
+    special = dict.fromkeys(("eos_token", "bos_token", "pad_token"), tokenizer.eot_token)
+    reading = {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "left", **special}
+    for name, values in (("config", config), ("generation_config", generation), ("tokenizer_config", reading)):
+        (folder / f"{name}.json").write_text(json.dumps(values, indent=1))
+    for name, text in family.files().items():
+        (folder / name).write_text(text, encoding="utf-8")
     tokenizer.save(folder / "tokenizer.json")
-    special = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": tokenizer.eot_token}
-    (folder / "tokenizer_config.json").write_text(json.dumps({**special, "bos_token": tokenizer.eot_token}, indent=1))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def family_of(config: ModelConfig) -> Family:
-    """The family whose configuration can say everything that this one says."""
+    """The first family whose configuration can say everything that this one says: our own can."""
     for family in FAMILIES.values():
         try:
             back = family.read_config(family.write_config(config))
@@ -84,7 +111,7 @@ def family_of(config: ModelConfig) -> Family:
             continue
         if _written_out(back) == _written_out(config):
             return family
-    raise UserError(f"no family of transformers ({', '.join(FAMILIES)}) has the architecture of model={config.name}")
+    raise AssertionError(f"{config} does not survive being written and read")
 
 
 def _written_out(config: ModelConfig) -> ModelConfig:
@@ -106,6 +133,15 @@ def _written_out(config: ModelConfig) -> ModelConfig:
         rotary_base=config.rotary_base if rotary else usual.rotary_base,
         rotary_interleaved=config.rotary_interleaved and rotary,
     )
+
+
+def _eot_token(folder: Path) -> str | None:
+    """What the folder's own tokenizer_config.json says ends a text."""
+    try:
+        token = json.loads((folder / "tokenizer_config.json").read_text())["eos_token"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return token["content"] if isinstance(token, dict) else token
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:

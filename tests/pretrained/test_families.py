@@ -161,15 +161,6 @@ def test_an_exported_model_of_ours_writes_the_same_in_transformers(tmp_path):
     assert text == gptstar.generate(model, TOKENIZER, "abc abd", max_new_tokens=20, temperature=0.0)
 
 
-def test_an_architecture_without_a_family_and_a_used_folder_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"no family of transformers .* has the architecture of model=tiny"):
-        gptstar.export(gptstar.GPT(tiny_model()), TOKENIZER, tmp_path / "star")
-    assert not (tmp_path / "star").exists()
-    (tmp_path / "precious").touch()
-    with pytest.raises(UserError, match="is not empty"):
-        gptstar.export(gptstar.load(save(gpt2(), tmp_path / "g"))[0], TOKENIZER, tmp_path)
-
-
 def test_shards_and_old_pickles_load_the_same(tmp_path):
     theirs = perturbed(gpt2)
     whole, _ = gptstar.load(save(theirs, tmp_path / "one"))
