@@ -10,8 +10,11 @@ from gptstar.pretrained.transformers_folder import save_transformers_folder
 
 
 def export(model: GPT, tokenizer: Tokenizer, directory: str | Path) -> None:
-    """Writes a folder that transformers loads with its stock classes.
+    """Writes a folder that transformers loads; `gptstar.load` reads it back bit for bit.
 
-    For architectures of GPT-2, GPT-Neo, GPT-J, GPT-NeoX and Llama; UserError for any other and for a folder in use.
+    GPT-2, GPT-Neo, GPT-J, GPT-NeoX and Llama shapes load in transformers' own classes. Any other architecture brings
+    its code along, which needs only torch and transformers: `AutoModelForCausalLM.from_pretrained(directory,
+    trust_remote_code=True)`, then `generate` or `pipeline("text-generation")`.
+    Raises UserError for a folder in use and where it cannot be written.
     """
     save_transformers_folder(model, tokenizer, Path(directory).expanduser())

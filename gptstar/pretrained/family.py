@@ -13,6 +13,8 @@ from torch import Tensor
 
 from gptstar.errors import UserError
 from gptstar.model.config import ModelConfig
+from gptstar.model.transformer import GPT
+from gptstar.pretrained.stored import Stored
 
 ACTIVATION_NAMES = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 ACTIVATION_NAMES |= {"relu": "relu"}
@@ -30,7 +32,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Family:
-    """`model_type` is transformers' name. `ignored`: ends of names of buffers that old files carry."""
+    """`model_type` is transformers' name. `ignored`: ends of names of buffers that old files carry. `files`: what an
+    exported folder holds besides, {name: text}.
+    """
 
     model_type: str
     eot_token: str
@@ -40,15 +44,16 @@ class Family:
     prefix: str
     aliases: dict[str, str] = field(default_factory=dict)  # other spellings of a name: {seen: canonical}
     ignored: tuple[str, ...] = (".attn.bias", ".masked_bias", "rotary_emb.inv_freq", ".attention.bias")
+    files: Callable[[], dict[str, str]] = dict
 
-    def import_weights(self, theirs: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-        """Our state dict. Raises UserError that lists missing, unknown and not finite tensors."""
-        theirs = {self.aliases.get(name, name): tensor for name, tensor in theirs.items()}
+    def fill(self, model: GPT, theirs: Stored) -> None:
+        """Puts their tensors into a model of this family's shape. Raises UserError as `fill` does."""
+        theirs = {self.aliases.get(name, name): read for name, read in theirs.items()}
         if not any(name.startswith(self.prefix) for name in theirs):  # saved from the model without its head
             heads = ("lm_head", "embed_out")
-            theirs = {n if n.startswith(heads) else self.prefix + n: tensor for n, tensor in theirs.items()}
-        tied = ("lm_head.weight", "embed_out.weight") if config.tie_head else ()
-        return gather(self.entries(config), theirs, ignored=(*self.ignored, *tied))
+            theirs = {n if n.startswith(heads) else self.prefix + n: read for n, read in theirs.items()}
+        tied = ("lm_head.weight", "embed_out.weight") if model.config.tie_head else ()
+        fill(model, self.entries(model.config), theirs, ignored=(*self.ignored, *tied))
 
     def export_weights(self, ours: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
         """Their state dict; importing it again gives the same bits."""
@@ -57,22 +62,43 @@ class Family:
         }
 
 
-def gather(entries: list[Entry], theirs: dict[str, Tensor], ignored: tuple[str, ...]) -> dict[str, Tensor]:
-    """Our tensors out of theirs. Names that end in one of `ignored` may be there or not.
+@torch.no_grad()
+def fill(model: GPT, entries: list[Entry], theirs: Stored, ignored: tuple[str, ...] = ()) -> None:
+    """Copies their tensors into a model, one at a time. Names that end in one of `ignored` may be there or not.
 
-    Raises UserError that lists missing, unknown and not finite tensors.
+    Raises UserError that lists missing and unknown tensors, or, after reading, mis-shaped and not finite ones.
     """
+    targets = model.state_dict()
     wanted = {entry.theirs: entry for entry in entries}
-    missing = sorted(wanted.keys() - theirs.keys())
-    unknown = sorted(name for name in theirs.keys() - wanted.keys() if not name.endswith(ignored))
-    broken = sorted(name for name in wanted.keys() & theirs.keys() if not all_finite(theirs[name]))
-    if missing or unknown or broken:
-        found = (("missing", missing), ("unknown", unknown), ("not finite", broken))
-        raise UserError("; ".join(f"{what} tensors: {', '.join(names)}" for what, names in found if names))
-    ours: dict[str, Tensor] = {}
-    for name, entry in wanted.items():
-        ours.update(zip(entry.ours, entry.split(theirs[name]), strict=True))
-    return ours
+    covered = {name for entry in entries for name in entry.ours}
+    _refuse(
+        {
+            "missing": sorted(wanted.keys() - theirs.keys()) + sorted(targets.keys() - covered),
+            "unknown": sorted(name for name in theirs.keys() - wanted.keys() if not name.endswith(ignored)),
+        }
+    )
+    # The largest first: while it is held beside its copy, most of the model's memory has not been touched yet.
+    order = sorted(wanted.values(), key=lambda entry: -sum(targets[name].numel() for name in entry.ours))
+    misshapen, broken = [], []
+    for entry in order:
+        tensor = theirs[entry.theirs]()
+        homes = [targets[name] for name in entry.ours]
+        shape = entry.join([home.to("meta") for home in homes]).shape
+        if tensor.shape != shape:
+            misshapen.append(f"{entry.theirs} is {tuple(tensor.shape)}, not {tuple(shape)}")
+            continue
+        if not all_finite(tensor):
+            broken.append(entry.theirs)
+        for home, part in zip(homes, entry.split(tensor), strict=True):
+            home.copy_(part)
+    _refuse({"mis-shaped": sorted(misshapen), "not finite": sorted(broken)})
+
+
+def _refuse(found: dict[str, list[str]]) -> None:
+    """Raises UserError that lists what was found, if anything was."""
+    listed = [f"{what} tensors: {', '.join(names)}" for what, names in found.items() if names]
+    if listed:
+        raise UserError("; ".join(listed))
 
 
 def all_finite(tensor: Tensor) -> bool:

@@ -20,6 +20,7 @@ from gptstar.pretrained.star_archive import is_star_archive, load_star_archive, 
 from gptstar.pretrained.transformers_folder import load_transformers_folder, transformers_config
 
 HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json", "vocab.json", "merges.txt"]
+HUB_FILES += ["tokenizer_config.json"]
 
 
 def load(
@@ -28,9 +29,10 @@ def load(
     """A trained model, in evaluation mode, and its tokenizer.
 
     source: a run folder (its last checkpoint), RUN/last, RUN/best (lowest validation loss), a checkpoint folder; a
-    folder in transformers' layout (GPT-2, GPT-Neo, GPT-J, GPT-NeoX, Pythia, Llama-2), or such a model's hub name;
-    a MODEL.bin of llama2.c; a published GPT* archive (*.pth.tar; `python -m gptstar.pretrained.download` fetches
-    them); GPT-NeoX-20B's slim-weights folder (20B_tokenizer.json and global_step*/, or the latter alone).
+    folder in transformers' layout (GPT-2, GPT-Neo, GPT-J, GPT-NeoX, Pythia, Llama-2, and whatever `gptstar.export`
+    wrote), or such a model's hub name; a MODEL.bin of llama2.c; a published GPT* archive (*.pth.tar; `python -m
+    gptstar.pretrained.download` fetches them); GPT-NeoX-20B's slim-weights folder (20B_tokenizer.json and
+    global_step*/, or the latter alone).
     dtype: of the weights; None keeps what was saved. Raises UserError for what is none of these or damaged.
     """
     layout, path = _find(source)

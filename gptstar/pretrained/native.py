@@ -18,13 +18,14 @@ from pathlib import Path
 
 import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from gptstar.data.tokenizer import Tokenizer, load_tokenizer
 from gptstar.errors import UserError
 from gptstar.model.config import ModelConfig
 from gptstar.model.transformer import GPT
+from gptstar.pretrained.family import Entry, fill
+from gptstar.pretrained.stored import open_safetensors
 
 FORMAT = "gptstar-1"
 STEP_PREFIX = "step-"
@@ -64,16 +65,16 @@ def load_native(
 
 
 def load_weights(folder: Path, model: GPT) -> None:
-    """Fills a model from model.safetensors; UserError for missing, unknown or mis-shaped tensors."""
+    """Fills a model from model.safetensors; UserError for missing, unknown, mis-shaped or not finite tensors."""
     path = folder / "model.safetensors"
     try:
-        weights = load_file(path, device=str(model.embedding.weight.device))
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read ({error}): the checkpoint is damaged, use another one") from error
+        weights = open_safetensors(path)
+    except UserError as error:
+        raise UserError(f"{path.parent}: {error}: the checkpoint is damaged, use another one") from error
     try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(f"{path} does not fit its config.json: {' '.join(str(error).split())}") from error
+        fill(model, [Entry(name, (name,)) for name in model.state_dict()], weights)
+    except UserError as error:
+        raise UserError(f"{path} does not fit its config.json: {error}") from error
 
 
 def find_checkpoint(source: str | Path) -> Path:

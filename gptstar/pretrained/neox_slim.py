@@ -35,7 +35,7 @@ from gptstar.model.config import ModelConfig
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.family import Entry, all_finite
 from gptstar.pretrained.neox import NEOX
-from gptstar.pretrained.star_archive import read_state_dict
+from gptstar.pretrained.stored import read_tensors
 
 TOKENIZER = "20B_tokenizer.json"
 FILES = "layer_*-model_*-model_states.pt"
@@ -167,10 +167,10 @@ def _open_shards(folder: Path) -> Shards:
             unknown.append(file.name)
             continue
         try:
-            shards[int(numbers[1]), int(numbers[2])] = read_state_dict(file)
+            shards[int(numbers[1]), int(numbers[2])] = read_tensors(file)
         except UserError as error:
             shards[int(numbers[1]), int(numbers[2])] = {}
-            unreadable.append(str(error).removeprefix(f"{folder}/"))
+            unreadable.append(str(error))
     n_layer = _count_layers(shards)
     wanted = {(number, half) for number in (0, *range(2, n_layer + 2), n_layer + 3, n_layer + 4) for half in (0, 1)}
     _refuse(

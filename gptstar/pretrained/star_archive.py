@@ -7,7 +7,6 @@ in GPT-2 Medium's shape) have heads of 64 channels.
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import torch
@@ -17,7 +16,8 @@ from gptstar.data.tokenizer import Tokenizer, load_tokenizer
 from gptstar.errors import UserError
 from gptstar.model.config import ModelConfig
 from gptstar.model.transformer import GPT
-from gptstar.pretrained.family import Entry, gather, same
+from gptstar.pretrained.family import Entry, fill, same
+from gptstar.pretrained.stored import in_memory, read_pickle
 
 IGNORED = (".attn.slopes", ".attn.mask", "lm_head.weight")  # buffers, and the tied head
 
@@ -35,20 +35,15 @@ def load_star_archive(
     Raises UserError for what cannot be read or lists the tensors that do not fit.
     """
     theirs = read_state_dict(path)
-    config = _shape(path, theirs)
+    with torch.device("meta"):
+        model = GPT(_shape(path, theirs))
+    model = model.to(dtype=dtype).to_empty(device=device)
     try:
-        weights = gather(_entries(config), theirs, IGNORED)
+        fill(model, _entries(model.config), in_memory(theirs), IGNORED)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    with torch.device("meta"):
-        model = GPT(config)
-    model = model.to_empty(device=device)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
     local = any((path.parent / name).is_file() for name in ("tokenizer.json", "vocab.json"))
-    return model.to(dtype=dtype).eval(), load_tokenizer(str(path.parent) if local else "gpt2", "<|endoftext|>")
+    return model.eval(), load_tokenizer(str(path.parent) if local else "gpt2", "<|endoftext|>")
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -61,14 +56,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def _read(path: Path) -> dict:
-    """Pickles are read with weights_only: no code of theirs runs."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:200]})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no state dict")
-    return content
+        return read_pickle(path)
+    except UserError as error:
+        raise UserError(f"{path.parent}: {error}") from error
 
 
 def star_archive_config(path: Path) -> ModelConfig:

@@ -1,19 +1,23 @@
-"""Folders in transformers' layout: config.json, safetensors (one file or shards) or .bin, a tokenizer."""
+"""Folders in transformers' layout: config.json, safetensors (one file or shards) or .bin, a tokenizer.
+
+What stands last in `FAMILIES`, our own, holds any architecture: `modeling_gptstar.py` comes with the weights then.
+"""
 
 from __future__ import annotations
 
 import json
-import pickle
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
 
 from gptstar.data.tokenizer import Tokenizer, load_tokenizer
 from gptstar.errors import UserError
+from gptstar.model.choices import check_choices
 from gptstar.model.config import ModelConfig
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.family import Family
@@ -22,28 +26,30 @@ from gptstar.pretrained.gpt_neo import GPT_NEO
 from gptstar.pretrained.gptj import GPTJ
 from gptstar.pretrained.llama import LLAMA
 from gptstar.pretrained.neox import NEOX
+from gptstar.pretrained.star import STAR
+from gptstar.pretrained.stored import Stored, open_pickle, open_safetensors
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (GPT2, GPT_NEO, GPTJ, NEOX, LLAMA)}
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (GPT2, GPT_NEO, GPTJ, NEOX, LLAMA, STAR)}
 
 
 def load_transformers_folder(
     folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> tuple[GPT, Tokenizer]:
-    """A published model, in evaluation mode, and its tokenizer. UserError for what cannot be read or does not fit."""
+    """A published or exported model, in evaluation mode, and its tokenizer.
+
+    Raises UserError for what cannot be read or does not fit. No code in the folder is run.
+    """
     family, shape = _read_config(folder)
-    try:
-        weights = family.import_weights(_read_weights(folder), shape)
-    except UserError as error:
-        raise UserError(f"{folder}: {error}") from error
     with torch.device("meta"):
         model = GPT(shape)
-    kept = dtype or next(iter(weights.values())).dtype
-    model = model.to(dtype=kept).to_empty(device=device)
     try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(f"{folder}: weights do not fit config.json: {' '.join(str(error).split())}") from error
-    return model.eval(), load_tokenizer(str(folder), family.eot_token)
+        weights = _open_weights(folder)
+        kept = dtype or next(read() for read in weights.values()).dtype
+        model = model.to(dtype=kept).to_empty(device=device)
+        family.fill(model, weights)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
+    return model.eval(), load_tokenizer(str(folder), _eot_token(folder) or family.eot_token)
 
 
 def transformers_config(folder: Path) -> ModelConfig:
@@ -59,36 +65,56 @@ def _read_config(folder: Path) -> tuple[Family, ModelConfig]:
             f"{folder}/config.json: model_type={config.get('model_type')!r} is not supported: {', '.join(FAMILIES)} are"
         )
     try:
-        return family, family.read_config(config)
-    except (KeyError, ValueError) as error:
+        shape = family.read_config(config)
+        check_choices(shape)
+        return family, shape
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder}/config.json does not describe a {family.model_type} model: {error}") from error
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
 
 
 def save_transformers_folder(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
-    """Writes a model that is of one of the families, so that transformers' own classes load it.
+    """Writes a model as transformers loads it: beside, then renamed, so that a crash leaves no half folder.
 
-    Creates the folder. Raises UserError for a folder in use, and for an architecture that no family has (GPT* among
-    them: ALiBi with a shared norm is in none).
+    Raises UserError for a folder in use and where it cannot be written.
     """
-    family = family_of(model.config)
-    if folder.exists() and any(folder.iterdir()):
+    folder = folder.resolve()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not empty: choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    part = folder.with_name(f".{folder.name}.part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        _write_folder(model, tokenizer, part)
+        os.rename(part, folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise UserError(f"{folder} cannot be written: {error}") from error
+
+
+def _write_folder(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
+    family = family_of(model.config)
     weights = family.export_weights(model.state_dict(), model.config)
     dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
-    config = {"model_type": family.model_type, "torch_dtype": dtype, **family.write_config(model.config)}
-    config |= {"bos_token_id": tokenizer.eot_id, "eos_token_id": tokenizer.eot_id}
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    token = {"bos_token_id": tokenizer.eot_id, "eos_token_id": tokenizer.eot_id}
+    config = {"model_type": family.model_type, "dtype": dtype, **family.write_config(model.config), **token}
+    generation: dict = {**token, "pad_token_id": tokenizer.eot_id}
+    untrained = list(range(tokenizer.vocab_size, model.config.vocab_size))
+    if untrained:  # embeddings that no token has
+        generation["suppress_tokens"] = untrained
+    special = dict.fromkeys(("eos_token", "bos_token", "pad_token"), tokenizer.eot_token)
+    reading = {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "left", **special}
+    for name, values in (("config", config), ("generation_config", generation), ("tokenizer_config", reading)):
+        (folder / f"{name}.json").write_text(json.dumps(values, indent=1))
+    for name, text in family.files().items():
+        (folder / name).write_text(text, encoding="utf-8")
     tokenizer.save(folder / "tokenizer.json")
-    special = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": tokenizer.eot_token}
-    (folder / "tokenizer_config.json").write_text(json.dumps({**special, "bos_token": tokenizer.eot_token}, indent=1))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def family_of(config: ModelConfig) -> Family:
-    """The family whose configuration can say everything that this one says."""
+    """The first family whose configuration can say everything that this one says: our own can."""
     for family in FAMILIES.values():
         try:
             back = family.read_config(family.write_config(config))
@@ -96,7 +122,7 @@ def family_of(config: ModelConfig) -> Family:
             continue
         if _written_out(back) == _written_out(config):
             return family
-    raise UserError(f"no family of transformers ({', '.join(FAMILIES)}) has the architecture of model={config.name}")
+    raise AssertionError(f"{config} does not survive being written and read")
 
 
 def _written_out(config: ModelConfig) -> ModelConfig:
@@ -120,8 +146,17 @@ def _written_out(config: ModelConfig) -> ModelConfig:
     )
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    for name, read in (("model.safetensors", load_file), ("pytorch_model.bin", _load_pickle)):
+def _eot_token(folder: Path) -> str | None:
+    """What the folder's own tokenizer_config.json says ends a text."""
+    try:
+        token = json.loads((folder / "tokenizer_config.json").read_text())["eos_token"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return token["content"] if isinstance(token, dict) else token
+
+
+def _open_weights(folder: Path) -> Stored:
+    for name, read in (("model.safetensors", open_safetensors), ("pytorch_model.bin", open_pickle)):
         index = folder / f"{name}.index.json"
         if index.is_file():
             files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
@@ -129,15 +164,5 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
             files = [name]
         else:
             continue
-        weights: dict[str, Tensor] = {}
-        for file in files:
-            try:
-                weights.update(read(folder / file))
-            except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-                raise UserError(f"{file} cannot be read ({' '.join(str(error).split())[:200]})") from error
-        return weights
+        return {tensor: thunk for file in files for tensor, thunk in read(folder / file).items()}
     raise UserError("no model.safetensors and no pytorch_model.bin")
-
-
-def _load_pickle(path: Path) -> dict[str, Tensor]:
-    return torch.load(path, map_location="cpu", weights_only=True)

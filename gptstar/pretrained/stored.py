@@ -1,0 +1,70 @@
+"""Tensors on disk, read one at a time: a model is filled without a second copy of it in memory."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from gptstar.errors import UserError
+
+Stored = dict[str, Callable[[], Tensor]]  # {name: reads the tensor}
+UNREADABLE = (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError)
+
+
+def open_safetensors(path: Path) -> Stored:
+    """The tensors of one file. Raises UserError for one that cannot be read or is cut off."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: partial(_read_safetensor, path, name) for name in file.keys()}  # noqa: SIM118
+    except UNREADABLE as error:
+        raise UserError(f"{path.name} cannot be read ({' '.join(str(error).split())[:200]})") from error
+
+
+def _read_safetensor(path: Path, name: str) -> Tensor:
+    # Opened anew for each tensor: the mapped pages of an open file would add up to a second copy.
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor(name)
+
+
+def open_pickle(path: Path) -> Stored:
+    """The tensors of what torch.save wrote."""
+    return in_memory(read_tensors(path))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """A state dict that torch.save wrote, its tensors left on disk where the file's format allows."""
+    content = read_pickle(path)
+    if not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{path.name} holds no state dict")
+    return content
+
+
+def read_pickle(path: Path) -> dict:
+    """A dictionary that torch.save wrote. Read with weights_only: no code in it runs."""
+    try:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap can only be used" not in str(error):  # files older than torch 1.6
+                raise
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except UNREADABLE as error:
+        raise UserError(f"{path.name} cannot be read ({' '.join(str(error).split())[:200]})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path.name} holds no state dict")
+    return content
+
+
+def in_memory(tensors: dict[str, Tensor]) -> Stored:
+    """Tensors that are at hand already."""
+    return {name: partial(_itself, tensor) for name, tensor in tensors.items()}
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
