@@ -29,6 +29,14 @@ class KeyValueCache:
         self.capacity = capacity
         self.length = 0
 
+    def n_key(self, n_token: int) -> int:
+        """How many tokens there are once n_token more are read."""
+        return self.length + n_token
+
+    def slots(self, n_token: int, device: torch.device) -> Tensor:
+        """Where the next n_token tokens will stand, (n_token,)."""
+        return torch.arange(self.length, self.length + n_token, device=device)
+
     def append(self, layer: int, name: str, x_BKTD: Tensor) -> Tensor:
         """Stores T new positions of one layer; a view of all positions so far, (B, K, length + T, D)."""
         end = self.length + x_BKTD.shape[2]

@@ -41,16 +41,13 @@ class SpatialGate(nn.Module):
         mixed_BSF = self.norm(x_BTF)
         if cache is not None:
             mixed_BSF = cache.append(self.layer, "gate", mixed_BSF[:, None])[:, 0]
-        n_key, position = mixed_BSF.shape[1], sight.position
-        weight = self.weight.tril()
+        weight, position = self.weight.tril()[sight.position], sight.position  # (T, context) or (B, T, context)
         if sight.padding_B is None:
-            weight = weight[sight.n_before : n_key, :n_key]
+            weight = weight[..., : sight.n_key]
         else:  # each row's positions start after its padding, which is not mixed in
-            slot = torch.arange(n_key, device=weight.device)
-            key = (slot - sight.padding_B[:, None]).clamp(min=0)
-            weight = weight[position[:, :, None], key[:, None, :]]
-            weight = weight * (slot >= sight.padding_B[:, None])[:, None, :]
-            weight = weight.tril(sight.n_before)  # padding queries sit at position 0 and would see the first token
+            key = torch.arange(sight.n_key, device=weight.device) - sight.padding_B[:, None]
+            weight = weight.gather(-1, key.clamp(min=0)[:, None, :].expand(-1, weight.shape[1], -1))
+            weight = weight * (key >= 0)[:, None, :]
         return weight.to(mixed_BSF.dtype) @ mixed_BSF + self.bias[position][..., None].to(mixed_BSF.dtype)
 
 

@@ -70,7 +70,7 @@ def test_the_mixing_matrix_stays_triangular_under_training():
 def test_it_starts_as_a_plain_feed_forward():
     model = GPT(tiny_model(**GMLP))
     x = torch.randn(1, 8, 48)
-    sight = model._sights(torch.zeros(1, 8, 32), torch.arange(8), 0, None)[0]
+    sight = model._sights(torch.zeros(1, 8, 32), torch.arange(8), 8, None)[0]
     torch.testing.assert_close(model.blocks[0].spatial_gate(x, sight, None), torch.ones(1, 8, 48), rtol=0, atol=1e-4)
 
 
