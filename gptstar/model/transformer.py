@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptstar.model.attention import Sight, make_sight
-from gptstar.model.cache import KeyValueCache
+from gptstar.model.cache import KeyValueCache, RowsCache
 from gptstar.model.choices import BLOCKS, check_choices, longest
 from gptstar.model.config import ModelConfig
 from gptstar.model.initialization import initialize
@@ -17,6 +17,8 @@ from gptstar.model.loss import linear_cross_entropy, softcapped
 from gptstar.model.norms import build_norm
 from gptstar.model.positions import SCHEMES, NoPosition
 from gptstar.model.projections import load_fused_parts
+
+C = TypeVar("C", bound=KeyValueCache)
 
 
 class GPT(nn.Module):
@@ -52,8 +54,15 @@ class GPT(nn.Module):
 
     def new_cache(self, batch: int, capacity: int) -> KeyValueCache:
         """An empty cache for up to `capacity` tokens of `batch` sequences, in the model's dtype and on its device."""
+        return self._new_cache(KeyValueCache, batch, capacity)
+
+    def new_rows_cache(self, batch: int, capacity: int) -> RowsCache:
+        """The same for sequences that differ in length."""
+        return self._new_cache(RowsCache, batch, capacity)
+
+    def _new_cache(self, kind: type[C], batch: int, capacity: int) -> C:
         weight, layout = self.embedding.weight, BLOCKS[self.config.block].cached(self.config)
-        return KeyValueCache(layout, self.config.n_layer, batch, capacity, weight.device, weight.dtype)
+        return kind(layout, self.config.n_layer, batch, capacity, weight.device, weight.dtype)
 
     def hidden(self, tokens_BT: Tensor, cache: KeyValueCache | None = None, padding_B: Tensor | None = None) -> Tensor:
         """The final norm's output, (B, T, C). With a cache the tokens continue what the cache has seen.
