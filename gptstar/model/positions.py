@@ -29,9 +29,6 @@ class NoPosition(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
 
-    def initialize_own(self) -> None:
-        """Called after the general initialisation, for parameters that want another."""
-
     def embed(self, x_BTC: Tensor, position: Tensor) -> Tensor:
         """The embeddings with what this scheme adds to them."""
         return x_BTC
@@ -155,6 +152,7 @@ class LearnedALiBi(NoPosition):
         self.log_slopes = nn.Parameter(torch.empty(config.n_head))
 
     def initialize_own(self) -> None:
+        """Called after the general initialisation."""
         with torch.no_grad():
             self.log_slopes.copy_(torch.tensor(alibi_slopes(len(self.log_slopes))).log())
 
