@@ -33,7 +33,7 @@ if __name__ == "__main__":
             f"""
 try next
   {python} sample.py checkpoint={outcome.run} prompt={shlex.quote(config.trainer.sample_prompt)}
-  {python} evaluate.py checkpoint={outcome.run}
+  {python} evaluate.py checkpoint={outcome.run} tasks=[held_out]
   {python} train.py resume={outcome.run} trainer.{budget}={2 * getattr(config.trainer, budget)}
   {python} train.py model=gpt2_3m trainer.sequence_length=256"""
         )

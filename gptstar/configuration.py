@@ -30,7 +30,14 @@ from gptstar.model.config import ModelConfig
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: interrupted and saved, start it again with resume=
-TEXT_KEYS = ("prompt", "trainer.sample_prompt", "checkpoint", "resume")  # taken literally, whatever they hold
+TEXT_KEYS = (
+    "prompt",
+    "trainer.sample_prompt",
+    "checkpoint",
+    "resume",
+    "data_dir",
+    "output_dir",
+)  # taken literally, whatever they hold
 
 
 def config_directory() -> Path:
