@@ -13,6 +13,8 @@ from gptstar.model.transformer import GPT
 # More than this makes no device faster: on a CPU matrix products are at their peak, and what they produce still fits
 # its caches.
 FAST_TOKENS = {"cpu": 1024, "cuda": 32_768}
+# What a forward pass costs apart from its tokens, in tokens: on a GPU what it could read while a pass is launched.
+PASS_TOKENS = {"cpu": 24, "cuda": 4096}
 SHARE = 0.5  # of the free memory; the rest is for logits, attention scores and other processes
 
 
@@ -29,6 +31,11 @@ def token_budget(setting: str | int, model: GPT) -> int:
     device = model.embedding.weight.device
     fits = int(SHARE * free_memory(device)) // bytes_per_token(model)
     return max(1, min(FAST_TOKENS.get(device.type, FAST_TOKENS["cpu"]), fits))
+
+
+def pass_cost(device: torch.device) -> int:
+    """The fixed cost of a forward pass, in tokens."""
+    return PASS_TOKENS.get(device.type, PASS_TOKENS["cpu"])
 
 
 def bytes_per_token(model: GPT) -> int:

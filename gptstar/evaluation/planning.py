@@ -1,12 +1,15 @@
-"""Which sequences are read together: what they share once, and how much of the rest at a time. No tensors here."""
+"""Which sequences are read together: what they share once, and how much of the rest at a time. No tensors here.
+
+Costs are counted in tokens that a forward pass reads, padding included; a pass itself costs as much as some tokens.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, groupby
 
 MIN_SHARED = 8  # tokens: a shorter common beginning is not worth a forward pass of its own
-MAX_CROP = 16  # groups whose common beginnings differ by at most 1/16 are read in one pass
 
 
 @dataclass(frozen=True)
@@ -39,43 +42,75 @@ class Batch:
         return self.prefix * len(self.heads) + sum(chunk.width * len(chunk.rows) for chunk in self.chunks)
 
 
-def plan_batches(sequences: Sequence[tuple[int, ...]], budget: int) -> list[Batch]:
+def plan_batches(sequences: Sequence[tuple[int, ...]], budget: int, pass_cost: int = 0) -> list[Batch]:
     """Batches of at most `budget` tokens a forward pass (or one sequence), longest first.
 
-    The sequences are distinct and not empty. Each is a row of exactly one chunk.
+    The sequences are distinct and not empty. Each is a row of exactly one chunk. pass_cost: in tokens.
     """
     groups = share_prefixes(sequences)
     alone = [group.members[0] for group in groups if not group.prefix]
     shared = sorted((group for group in groups if group.prefix), key=lambda group: -group.prefix)
-    batches = [_batch(sequences, 0, [alone], budget)] if alone else []
-    start = 0
-    for end in range(1, len(shared) + 1):
-        if end < len(shared) and _together(shared[start].prefix, shared[end].prefix, end - start + 1, budget):
-            continue
-        # All beginnings of a batch are cut to the shortest: what is cut off one is read with each of its rows.
+    batches = [_batch(sequences, 0, [alone], budget, pass_cost)] if alone else []
+    for start, end in _cut_beginnings(shared, budget, pass_cost):
         members = [group.members for group in shared[start:end]]
-        batches.append(_batch(sequences, shared[end - 1].prefix, members, budget))
-        start = end
+        batches.append(_batch(sequences, shared[end - 1].prefix, members, budget, pass_cost))
     return batches
 
 
-def _together(longest: int, shortest: int, n_group: int, budget: int) -> bool:
-    return n_group * shortest <= budget and longest - shortest <= longest // MAX_CROP
+def _cut_beginnings(groups: list[Group], budget: int, pass_cost: int) -> list[tuple[int, int]]:
+    """Which groups, sorted by falling prefix, have their beginnings read in one pass.
+
+    All beginnings of a pass are cut to the shortest: what is cut off one is read again with each of its rows.
+    """
+    again = [0, *accumulate(len(group.members) - 1 for group in groups)]
+    cut_off = [0, *accumulate((len(group.members) - 1) * group.prefix for group in groups)]
+
+    def cost(start: int, end: int) -> float:
+        shortest = groups[end - 1].prefix
+        extra = cut_off[end] - cut_off[start] - (again[end] - again[start]) * shortest
+        return extra + 2 * pass_cost * -(-(end - start) * shortest // budget)  # each pass has rows that follow
+
+    pieces = []
+    for start, end in _cut([group.prefix for group in groups], cost):
+        step = max(1, budget // groups[end - 1].prefix)
+        pieces += [(first, min(first + step, end)) for first in range(start, end, step)]
+    return pieces
 
 
-def _batch(sequences: Sequence[tuple[int, ...]], prefix: int, groups: list[list[int]], budget: int) -> Batch:
+def _batch(
+    sequences: Sequence[tuple[int, ...]], prefix: int, groups: list[list[int]], budget: int, pass_cost: int
+) -> Batch:
     rows = [(head, member) for head, members in enumerate(groups) for member in members]
     rows.sort(key=lambda row: -len(sequences[row[1]]))
     widths = [len(sequences[member]) - prefix for _, member in rows]
-    chunks: list[Chunk] = []
-    start = 0
-    for end in range(1, len(rows) + 1):
-        width = widths[start]
-        # A row that is all beginning needs no pass of its own, nor a place in another's.
-        if end == len(rows) or (end - start + 1) * width > budget or (width and not widths[end]):
-            chunks.append(Chunk(rows[start:end], width))
-            start = end
+
+    def cost(start: int, end: int) -> float:
+        padded = (end - start) * widths[start]
+        return padded + pass_cost * -(-padded // budget)
+
+    n_row = sum(width > 0 for width in widths)
+    chunks = []
+    for start, end in _cut(widths[:n_row], cost):
+        step = max(1, budget // widths[start])
+        chunks += [Chunk(rows[at : min(at + step, end)], widths[at]) for at in range(start, end, step)]
+    if n_row < len(rows):  # rows that are all beginning: they need no pass
+        chunks.append(Chunk(rows[n_row:], 0))
     return Batch(prefix, [members[0] for members in groups] if prefix else [], chunks)
+
+
+def _cut(sizes: list[int], cost: Callable[[int, int], float]) -> list[tuple[int, int]]:
+    """The cheapest way to cut a sorted list into pieces [start, end), between unequal sizes only."""
+    ends = [0, *accumulate(len(list(equal)) for _, equal in groupby(sizes))]
+    best: list[tuple[float, int]] = [(0.0, 0)]  # up to each end: cost, and which end the last piece starts from
+    for number, end in enumerate(ends[1:], 1):
+        best.append(min((best[earlier][0] + cost(ends[earlier], end), earlier) for earlier in range(number)))
+    pieces = []
+    number = len(ends) - 1
+    while number:
+        earlier = best[number][1]
+        pieces.append((ends[earlier], ends[number]))
+        number = earlier
+    return pieces[::-1]
 
 
 @dataclass

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gptstar.evaluation.budget import pass_cost
 from gptstar.evaluation.forward import hidden_states, logits_of
 from gptstar.evaluation.planning import Batch, Chunk, plan_batches
 from gptstar.model.cache import KeyValueCache
@@ -56,6 +57,7 @@ class Scorer:
 
     def __init__(self, model: GPT, budget: int) -> None:
         self.model, self.budget = model, budget
+        self.pass_cost = pass_cost(model.embedding.weight.device)
 
     @torch.inference_mode()
     def answers(self, queries: Sequence[Query], finished: Collection[int] = ()) -> Iterator[list[tuple[int, Answer]]]:
@@ -71,7 +73,7 @@ class Scorer:
         done = set(finished)
         while len(done) < len(queries):
             try:
-                for batch in plan_batches(sequences, self.budget):
+                for batch in plan_batches(sequences, self.budget, self.pass_cost):
                     chunks = [c for c in batch.chunks if not all(done.issuperset(numbers[m]) for _, m in c.rows)]
                     for outputs in read_batch(self.model, sequences, replace(batch, chunks=chunks)):
                         answers = _score(self.model, outputs, numbers, queries)

@@ -117,12 +117,14 @@ def _put_in_place(
     if not path.is_file():
         raise UserError(f"{path} does not exist: task {name} needs it, or leave data_dir out to use the hub")
     files = {split: path}
-    if num_fewshot:
+    few: dict = stock.get("fewshot_config") or {}
+    shots = _shots(stock.get("num_fewshot"), num_fewshot)
+    if shots and "samples" not in few:  # a definition may bring its own examples
         if not examples.is_file():
-            raise UserError(f"num_fewshot={num_fewshot} needs {examples}: examples for {name} to choose from")
+            raise UserError(f"num_fewshot={shots} of task {name} needs {examples}: examples to choose from")
         files["train"] = examples
     sums = {str(file): check_jsonl(file) for file in files.values()}
-    train = "train" if num_fewshot else None
+    train = "train" if "train" in files else None
     ours = {
         "include": str(entry.yaml_path),
         "task": name,
@@ -139,10 +141,17 @@ def _put_in_place(
         "test_split": split if stock.get("test_split") else None,
         "fewshot_split": train,
     }
-    if isinstance(stock.get("fewshot_config"), dict):
-        ours["fewshot_config"] = {k: v for k, v in stock["fewshot_config"].items() if k != "split"}
+    if "split" in few:
+        ours["fewshot_config"] = {key: value for key, value in few.items() if key != "split"}
     (scratch / f"{name}.yaml").write_text(yaml.safe_dump(ours))
     return sums
+
+
+def _shots(stock: int | None, wanted: int | None) -> int:
+    """How many examples stand in front of a question; the harness leaves a task that says 0 at 0."""
+    if stock is None or (wanted is not None and stock != 0):
+        return wanted or 0
+    return stock
 
 
 def _load(manager: TaskManager, name: str, data_dir: str | None, num_fewshot: int | None) -> Any:
@@ -158,8 +167,7 @@ def _load(manager: TaskManager, name: str, data_dir: str | None, num_fewshot: in
                 f"connect, or give data_dir=DIR with {name}.jsonl"
             ) from error
         raise UserError(f"task {name} cannot be loaded ({reason})") from error
-    for task in loaded["tasks"].values():  # as lm_eval's simple_evaluate does it
-        if task.get_config("num_fewshot") is None or (num_fewshot is not None and task.get_config("num_fewshot") != 0):
-            task.set_config("num_fewshot", num_fewshot or 0)
+    for task in loaded["tasks"].values():
+        task.set_config("num_fewshot", _shots(task.get_config("num_fewshot"), num_fewshot))
         task.set_fewshot_seed(FEWSHOT_SEED)
     return loaded

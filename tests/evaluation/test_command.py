@@ -111,7 +111,7 @@ def test_a_crash_in_one_task_leaves_the_others(checkpoint, data_dir, monkeypatch
         ({"tasks": ["helaswag"]}, "task 'helaswag' is unknown .* did you mean hellaswag"),
         ({"tasks": ["arc_easy"]}, r"arc_easy\.jsonl does not exist"),
         ({"data_dir": "nowhere"}, "data_dir=nowhere is no folder"),
-        ({"num_fewshot": 3}, r"num_fewshot=3 needs .*lambada_openai\.train\.jsonl"),
+        ({"num_fewshot": 3}, r"num_fewshot=3 of task lambada_openai needs .*\.train\.jsonl"),
     ],
 )
 def test_bad_input_is_refused_before_a_model_is_loaded(checkpoint, data_dir, changes, words, monkeypatch):

@@ -40,7 +40,7 @@ def test_a_short_common_beginning_is_not_shared():
 def test_a_sequence_may_be_the_beginning_of_another():
     texts = [(1,) * 20, (1,) * 20 + (2,), (1,) * 20 + (3, 4)]
     assert share_prefixes(texts) == [Group(20, [0, 1, 2])]
-    (batch,) = plan_batches(texts, 100)
+    (batch,) = plan_batches(texts, 100, 5)
     assert sorted((chunk.width, len(chunk.rows)) for chunk in batch.chunks) == [(0, 1), (2, 2)]
 
 
@@ -74,9 +74,27 @@ def test_no_partition_reads_fewer_tokens(texts):
     assert tokens_read(share_prefixes(texts), texts) == best_by_trying(texts)
 
 
-@given(sequences, st.integers(1, 80))
-def test_plans_hold_every_sequence_once_within_the_budget(texts, budget):
-    batches = plan_batches(texts, budget)
+def test_rows_of_unlike_length_are_read_apart_unless_a_pass_costs_more():
+    texts = [(n,) * 100 for n in range(3)] + [(n,) * 10 for n in range(3, 9)]
+
+    def shapes(pass_cost: int) -> list[tuple[int, int]]:
+        (batch,) = plan_batches(texts, 1000, pass_cost)
+        return [(chunk.width, len(chunk.rows)) for chunk in batch.chunks]
+
+    assert shapes(10) == [(100, 3), (10, 6)]
+    assert shapes(1000) == [(100, 9)]
+
+
+def test_beginnings_are_cut_to_one_length_where_that_saves_passes():
+    texts = [(d,) * length + (100 + e, e) for d, length in enumerate((40, 39, 20)) for e in range(3)]
+    assert [(b.prefix, len(b.heads)) for b in plan_batches(texts, 1000, 10)] == [(39, 2), (20, 1)]
+    assert [(b.prefix, len(b.heads)) for b in plan_batches(texts, 1000, 0)] == [(40, 1), (39, 1), (20, 1)]
+    assert [(b.prefix, len(b.heads)) for b in plan_batches(texts, 1000, 100)] == [(20, 3)]
+
+
+@given(sequences, st.integers(1, 80), st.integers(0, 30))
+def test_plans_hold_every_sequence_once_within_the_budget(texts, budget, pass_cost):
+    batches = plan_batches(texts, budget, pass_cost)
     rows = [(batch, chunk, head, i) for batch in batches for chunk in batch.chunks for head, i in chunk.rows]
     assert sorted(i for *_, i in rows) == list(range(len(texts)))
     for batch, chunk, head, i in rows:

@@ -112,7 +112,7 @@ def test_a_full_gpu_halves_the_budget_and_goes_on(monkeypatch):
     monkeypatch.setattr(scoring, "hidden_states", small_memory)
     scorer = Scorer(model, 640)
     found = dict(pair for pairs in scorer.answers(queries) for pair in pairs)
-    assert scorer.budget == 80
+    assert scorer.budget == 80  # 640, 320, 160, 80
     assert [found[n].log_likelihood for n in range(len(queries))] == pytest.approx(
         [value for value, _ in one_by_one(model, queries)], abs=1e-9
     )

@@ -38,7 +38,7 @@ def test_the_five_tasks_read_their_own_fields_with_stock_prompts_and_metrics(dat
 
 
 def test_examples_come_from_a_file_of_their_own(data_dir):
-    with pytest.raises(UserError, match=r"num_fewshot=2 needs .*piqa\.train\.jsonl"):
+    with pytest.raises(UserError, match=r"num_fewshot=2 of task piqa needs .*piqa\.train\.jsonl"):
         load_tasks(["piqa"], str(data_dir), num_fewshot=2)
     lines = (data_dir / "piqa.jsonl").read_text().replace('"goal": "', '"goal": "EXAMPLE ')
     (data_dir / "piqa.train.jsonl").write_text(lines)
@@ -47,6 +47,19 @@ def test_examples_come_from_a_file_of_their_own(data_dir):
     piqa.build_all_requests(limit=1)
     assert piqa.instances[0].args[0].count("Question: EXAMPLE") == 2
     assert len(task.files) == 2
+
+
+def test_a_task_that_always_has_examples_needs_them_too(data_dir):
+    lines = "".join(json.dumps({"question": f"q{n}", "answer": f"#### {n}"}) + "\n" for n in range(8))
+    (data_dir / "gsm8k.jsonl").write_text(lines)
+    with pytest.raises(UserError, match=r"num_fewshot=5 of task gsm8k needs .*gsm8k\.train\.jsonl"):
+        load_tasks(["gsm8k"], str(data_dir))
+    (data_dir / "gsm8k.train.jsonl").write_text(lines.replace(': "q', ': "example'))
+    for wanted, shots in ((None, 5), (1, 1), (0, 0)):
+        (task,) = load_tasks(["gsm8k"], str(data_dir), num_fewshot=wanted)
+        gsm8k = task.loaded["tasks"]["gsm8k"]
+        gsm8k.build_all_requests(limit=1)
+        assert gsm8k.instances[0].args[0].count("example") == shots
 
 
 @pytest.mark.parametrize(
