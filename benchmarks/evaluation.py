@@ -4,8 +4,8 @@
 
 Both are processes of their own, so that HFLM runs with the allocator it gets by default. HFLM's batch size is tuned
 first, task by task, over --batch-sizes; then the two take turns. A turn is the harness's `evaluate` from building the
-requests to the metrics (without the bootstrap of standard errors, which is the same work for both); weights are random,
-GPT-2 Small's shape by default. The ratio of medians is printed last.
+requests to the metrics, without the bootstrap of standard errors; weights are random, GPT-2 Small's shape by default.
+The ratio of medians is printed last. Tasks and tokenizer come from ../shared/data where that is, else from the hub.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def worker(name: str, folder: Path, data_dir: str, limits: dict[str, int]) -> No
         from gptstar.evaluation.harness import GPTStarLM
 
         lm = GPTStarLM(*gptstar.load(folder))
-    tasks = {task.name: task.loaded for task in load_tasks(list(limits), data_dir)}
+    tasks = {task.name: task.loaded for task in load_tasks(list(limits), data_dir or None)}
     print("ready", flush=True)
     for line in sys.stdin:
         task, batch_size = line.split()
@@ -100,7 +100,7 @@ class Contestant:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit("a contestant ended early (out of memory?): lower --batch-sizes")
+            raise SystemExit("a contestant ended early: no data (see --data-dir), or no memory (lower --batch-sizes)")
         return line
 
 
@@ -109,8 +109,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", default="gpt2_small", help="a preset in GPT-2's architecture")
-    parser.add_argument("--data-dir", default=str(SHARED / "eval"))
-    parser.add_argument("--tokenizer", default=str(SHARED / "tokenizers" / "gpt2"))
+    here = SHARED.is_dir()
+    parser.add_argument(
+        "--data-dir", default=str(SHARED / "eval") if here else "", help="TASK.jsonl files; '': the hub"
+    )
+    parser.add_argument("--tokenizer", default=str(SHARED / "tokenizers" / "gpt2") if here else "gpt2")
     parser.add_argument("--limits", type=json.loads, default={"lambada_openai": 100, "wikitext": 3, "hellaswag": 60})
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--same-allocator", action="store_true", help="HFLM with our allocator setting")
