@@ -1,18 +1,32 @@
-"""Measures a checkpoint on held-out text: python evaluate.py --help"""
+"""Measures a checkpoint on lm-evaluation-harness tasks and on held-out text: python evaluate.py --help"""
 
 from __future__ import annotations
 
-from gptstar.configuration import run_door
-from gptstar.training.allocator import keep_freed_memory
+import os
+import sys
+
+from gptstar.allocator import keep_freed_memory
+from gptstar.configuration import EXIT_INTERRUPTED, run_door
 
 if __name__ == "__main__":
     keep_freed_memory()  # before torch is imported
+    for variable in ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(variable, "1")  # one bar shows the whole of a task
+
+    from rich.console import Console
 
     from gptstar.evaluation.command import EvaluateConfig, evaluate
 
     def main(config: EvaluateConfig) -> None:
-        """One line."""
-        result = evaluate(config)
-        print(f"{result.loss:.4f} nats/token, {result.bits_per_byte:.4f} bits/byte over {result.tokens:,} tokens")
+        """A line a task, and one for each that failed."""
+        try:
+            result = evaluate(config, Console())
+        except KeyboardInterrupt:
+            print("interrupted: the same command continues where this one stopped", file=sys.stderr)
+            sys.exit(EXIT_INTERRUPTED)
+        for name, reason in result.failed.items():
+            print(f"error: task {name} failed: {reason}", file=sys.stderr)
+        if result.failed:
+            sys.exit(1)
 
     run_door("evaluate", EvaluateConfig, main)

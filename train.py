@@ -6,8 +6,8 @@ import os
 import shlex
 import sys
 
+from gptstar.allocator import keep_freed_memory
 from gptstar.configuration import EXIT_INTERRUPTED, run_door
-from gptstar.training.allocator import keep_freed_memory
 
 if __name__ == "__main__":
     keep_freed_memory()  # before torch is imported
@@ -33,7 +33,7 @@ if __name__ == "__main__":
             f"""
 try next
   {python} sample.py checkpoint={outcome.run} prompt={shlex.quote(config.trainer.sample_prompt)}
-  {python} evaluate.py checkpoint={outcome.run}
+  {python} evaluate.py checkpoint={outcome.run} tasks=[held_out]
   {python} train.py resume={outcome.run} trainer.{budget}={2 * getattr(config.trainer, budget)}
   {python} train.py model=gpt2_3m trainer.sequence_length=256"""
         )

@@ -24,7 +24,7 @@ from gptstar.data.tokenizer import TokenizerConfig, train_tokenizer
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.export import export
 from gptstar.pretrained.native import save_weights
-from gptstar.training.environment import commit, cpu_name
+from gptstar.environment import commit, cpu_name
 
 CHILD = """
 import sys, time, json

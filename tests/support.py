@@ -1,12 +1,18 @@
-"""What several tests need: a made-up corpus, a tiny model, transformers' logits in float64."""
+"""What several tests need: made-up corpora and task files, tiny models and tokenizers, transformers in float64."""
 
 from __future__ import annotations
 
+import importlib
+import json
 import random
+import sys
+import types
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
+from gptstar.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from gptstar.model.config import ModelConfig
 
 
@@ -52,3 +58,75 @@ def exact_logits(theirs, tokens, monkeypatch, **options):
         finally:
             patch.undo()
             torch.set_default_dtype(torch.float32)
+
+
+def sentence(rng: random.Random, n_word: int) -> str:
+    """Made-up words, some of them with spaces, line ends and signs around them."""
+    words = ["".join(rng.choices("abcdefghij", k=rng.randint(2, 6))) for _ in range(n_word)]
+    return " ".join(word + rng.choice(["", "", "", ",", ".", "\n", " 's"]) for word in words).strip()
+
+
+def write_tasks(folder: Path, n_document: int = 5, seed: int = 0) -> Path:
+    """A made-up file for each of the five default tasks, with the fields that the stock tasks read."""
+    rng = random.Random(seed)
+
+    def some(low: int, high: int) -> str:
+        return sentence(rng, rng.randint(low, high))
+
+    def winogrande() -> dict:
+        return {"sentence": f"{some(3, 6)} _ {some(2, 5)}", "option1": some(1, 2), "option2": some(1, 2), "answer": "2"}
+
+    documents = {
+        "lambada_openai": lambda: {"text": f"{some(5, 40)} end"},
+        "wikitext": lambda: {"page": f" = {some(2, 3)} = \n {some(10, 90)}"},
+        "piqa": lambda: {"goal": some(2, 9), "sol1": some(1, 12), "sol2": some(1, 12), "label": rng.randint(0, 1)},
+        "hellaswag": lambda: {
+            "activity_label": some(1, 3),
+            "ctx_a": some(4, 20),
+            "ctx_b": some(0, 2),
+            "endings": [some(1, 9) for _ in range(4)],
+            "label": str(rng.randint(0, 3)),
+        },
+        "winogrande": winogrande,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, make in documents.items():
+        lines = [json.dumps(make()) for _ in range(n_document)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def tiny_tokenizer(vocab_size: int = 400) -> Tokenizer:
+    """Learnt from made-up sentences."""
+    rng = random.Random(1)
+    return train_tokenizer([sentence(rng, 500)], TokenizerConfig(vocab_size=vocab_size))
+
+
+def save_transformers(model, tokenizer: Tokenizer, folder: Path) -> Path:
+    """A model and its tokenizer as transformers and `gptstar.load` both read them."""
+    model.save_pretrained(folder)
+    tokenizer.save(folder / "tokenizer.json")
+    special = {"eos_token": tokenizer.eot_token, "bos_token": tokenizer.eot_token}
+    kind = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(special | kind))
+    return folder
+
+
+def import_hflm() -> type:
+    """lm-evaluation-harness's own model class, the reference.
+
+    It imports accelerate for models on several devices; where that is missing, a placeholder stands in.
+    """
+    from transformers import AutoTokenizer
+
+    del AutoTokenizer  # transformers has to have looked for accelerate before there is a placeholder
+    try:
+        importlib.import_module("accelerate")
+    except ImportError:
+        accelerate, utils = types.ModuleType("accelerate"), types.ModuleType("accelerate.utils")
+        names = ("Accelerator", "InitProcessGroupKwargs", "find_executable_batch_size")
+        accelerate.__dict__.update(dict.fromkeys(names), utils=utils)
+        utils.__dict__["get_max_memory"] = None
+        with patch.dict(sys.modules, {"accelerate": accelerate, "accelerate.utils": utils}):
+            return importlib.import_module("lm_eval.models.huggingface").HFLM
+    return importlib.import_module("lm_eval.models.huggingface").HFLM

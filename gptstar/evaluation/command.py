@@ -1,56 +1,213 @@
-"""What `evaluate.py` does: a checkpoint's loss on the held-out text of the run it comes from."""
+"""What `evaluate.py` does: tasks of lm-evaluation-harness, and the loss on a run's held-out text."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gptstar.data.batches import window_count
-from gptstar.data.corpora import DataConfig
-from gptstar.data.prepare import prepare
-from gptstar.data.tokenizer import TokenizerConfig
-from gptstar.device import PRECISIONS, pick_device, pick_precision
+import torch
+from rich.console import Console
+
+import gptstar
+from gptstar.data.tokenizer import Tokenizer
+from gptstar.device import pick_precision
+from gptstar.environment import commit, cpu_name
 from gptstar.errors import UserError
-from gptstar.evaluation.held_out import HeldOutLoss, held_out_loss
-from gptstar.pretrained.native import find_checkpoint, load_native, read_run_config
+from gptstar.evaluation.budget import token_budget
+from gptstar.evaluation.checkpoint import DTYPES, context_length, load_for_evaluation
+from gptstar.evaluation.held_out import held_out_loss, open_held_out
+from gptstar.evaluation.results import read_results, write_results
+from gptstar.evaluation.store import RequestStore, fingerprint
+from gptstar.model.transformer import GPT
+from gptstar.pretrained.native import find_checkpoint, read_json
+
+if TYPE_CHECKING:
+    from gptstar.evaluation.tasks import LoadedTask
+
+Job = Callable[[], list[dict]]  # measures, and returns rows
+HELD_OUT = "held_out"  # not the harness's: the loss on the run's own validation text
+DEFAULT_TASKS = ["lambada_openai", "wikitext", "piqa", "hellaswag", "winogrande"]
 
 
 @dataclass
 class EvaluateConfig:
-    """checkpoint: a run folder, RUN/best, or one of its checkpoints. context: tokens a window; null: as in training."""
+    """What is measured, and how.
+
+    checkpoint    what gptstar.load takes: a run folder, RUN/best, a transformers folder, a hub name, ...
+    tasks         names of lm-evaluation-harness (also of its groups), and held_out: the loss on the run's own
+                  validation text
+    data_dir      a folder with TASK.jsonl files; null: the Hugging Face hub
+    output_dir    where results.json goes, and requests that are finished; null: RUN/evaluation, or
+                  evaluations/NAME for what is no run
+    limit         documents a task, or below 1 their share; null: all
+    num_fewshot   examples in front of each question; null: what the task says
+    max_length    tokens the model reads at once; null: its own context
+    batch_tokens  tokens a forward pass; auto: what memory holds and the device is fast at
+    dtype         auto (as saved), fp32, bf16 or fp16
+    """
 
     checkpoint: str = "???"  # must be given
-    context: int | None = None
-    batch: int = 8
+    tasks: list[str] = field(default_factory=lambda: list(DEFAULT_TASKS))
+    data_dir: str | None = None
+    output_dir: str | None = None
+    limit: float | None = None
+    num_fewshot: int | None = None
+    max_length: int | None = None
+    batch_tokens: str = "auto"
     device: str = "auto"
-    precision: str = "auto"
+    dtype: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision={self.precision!r} is unknown: choose one of {', '.join(PRECISIONS)}")
-        for key in ("context", "batch"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ValueError(f"{key}={value} must be at least 1")
+        if not self.tasks:
+            raise ValueError("tasks is empty: name at least one")
+        if self.limit is not None and not self.limit > 0:
+            raise ValueError(f"limit={self.limit} must be above 0, or null for all documents")
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            raise ValueError(f"num_fewshot={self.num_fewshot} must not be negative")
+        if self.dtype not in ("auto", *DTYPES):
+            raise ValueError(f"dtype={self.dtype!r} is unknown: choose one of auto, fp32, bf16, fp16")
 
 
-def evaluate(config: EvaluateConfig) -> HeldOutLoss:
-    """Nats a token and bits a byte over the whole validation split. Raises UserError for what cannot be read."""
-    folder = find_checkpoint(config.checkpoint)
-    run = read_run_config(folder.parent.parent)
-    device = pick_device(config.device)
-    model, tokenizer = load_native(folder, device)
-    length = config.context or run["trainer"]["sequence_length"] or model.config.context
-    if model.longest is not None and length > model.longest:
-        raise UserError(f"context={length} is beyond the {model.longest} tokens the model can read: lower it")
-    settings = TokenizerConfig(**run["tokenizer"])
-    given = tokenizer if settings.source == "init_from" else None
-    corpus = prepare(DataConfig(**run["data"]), settings, given=given)
-    if corpus.tokenizer.fingerprint() != tokenizer.fingerprint():
-        raise UserError(
-            f"{folder} was trained with another tokenizer than its run's configuration gives today: "
-            "bring back the corpus or tokenizer file it was made from"
-        )
-    if window_count(len(corpus.validation), length) < 1:
-        raise UserError(f"context={length} is longer than the {len(corpus.validation)} held-out tokens: lower it")
-    precision = pick_precision(config.precision, device)
-    return held_out_loss(model, corpus.validation, length, config.batch, device, precision)
+@dataclass(frozen=True)
+class Evaluation:
+    """rows: of results.json (`results.py`), in the order they were measured. failed: {task: what went wrong}."""
+
+    rows: list[dict]
+    failed: dict[str, str]
+
+
+def evaluate(config: EvaluateConfig, console: Console | None = None) -> Evaluation:
+    """Measures one task after the other, each on disk as soon as it is done.
+
+    A task that fails leaves its traceback in the output folder, and the others go on. Raises UserError, before
+    anything is measured, for what cannot be: an unknown task, missing or damaged data, a context too long.
+    """
+    folder = output_folder(config)
+    read_results(folder / "results.json")  # refuses one it could not add to
+    tasks = _load_tasks(config)
+    model, tokenizer = load_for_evaluation(config.checkpoint, config.device, config.dtype)
+    length = context_length(model, config.max_length)
+    weights = fingerprint(model, tokenizer, max_length=length, device=model.embedding.weight.device.type)
+    jobs: dict[str, Job] = {}
+    if HELD_OUT in config.tasks:
+        jobs[HELD_OUT] = _held_out_job(config, model, tokenizer)
+    if tasks:
+        from gptstar.evaluation.harness import GPTStarLM
+        from gptstar.evaluation.run import run_task
+
+        lm = GPTStarLM(model, tokenizer, length, config.batch_tokens, console=console)
+        lm.store = RequestStore(folder / f"requests-{weights[:12]}.jsonl")
+        jobs |= {task.name: partial(run_task, lm, task, config.limit) for task in tasks}
+    about = {**_about(config, model), "fingerprint": weights}
+    rows: list[dict] = []
+    failed: dict[str, str] = {}
+    for name in dict.fromkeys(config.tasks):
+        try:
+            measured = [{**row, **about, "date": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"} for row in jobs[name]()]
+        except Exception as error:  # tasks are other people's code
+            failed[name] = _note_failure(folder, name, error)
+            continue
+        write_results(folder / "results.json", measured)
+        rows += measured
+        if console is not None:
+            for row in measured:
+                console.print(describe(row), highlight=False, markup=False, soft_wrap=True)
+    return Evaluation(rows, failed)
+
+
+def _load_tasks(config: EvaluateConfig) -> list[LoadedTask]:
+    names = [name for name in dict.fromkeys(config.tasks) if name != HELD_OUT]
+    if not names:
+        return []
+    from gptstar.evaluation.hub import offline_without_network  # slow to import, and not needed for held-out loss
+    from gptstar.evaluation.tasks import load_tasks
+
+    if config.data_dir is None:
+        offline_without_network()
+    return load_tasks(names, config.data_dir, config.num_fewshot)
+
+
+def _held_out_job(config: EvaluateConfig, model: GPT, tokenizer: Tokenizer) -> Job:
+    stream, length = open_held_out(config.checkpoint, model, tokenizer, config.max_length)
+    device = model.embedding.weight.device
+    batch = 8 if config.batch_tokens == "auto" else max(1, token_budget(config.batch_tokens, model) // length)
+    precision = pick_precision("auto", device) if config.dtype == "auto" else "fp32"  # auto: as in training
+
+    def job() -> list[dict]:
+        start = time.perf_counter()
+        found = held_out_loss(model, stream, length, batch, device, precision)
+        values = {"loss": found.loss, "bits_per_byte": found.bits_per_byte}
+        metrics = {name: {"value": value, "stderr": None, "higher_is_better": False} for name, value in values.items()}
+        row = {"task": HELD_OUT, "metrics": metrics, "tokens": found.tokens, "max_length": length}
+        return [{**row, "seconds": round(time.perf_counter() - start, 3)}]
+
+    return job
+
+
+def _note_failure(folder: Path, name: str, error: Exception) -> str:
+    path = folder / f"{name.replace('/', '_')}.error.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    reason = " ".join(str(error).split())[:200]
+    return reason if isinstance(error, UserError) else f"{type(error).__name__}: {reason} (traceback in {path})"
+
+
+def output_folder(config: EvaluateConfig) -> Path:
+    """Where an evaluation's files go."""
+    if config.output_dir is not None:
+        return Path(config.output_dir).expanduser()
+    folder = _native_folder(config.checkpoint)
+    if folder is not None and folder.parent.name == "checkpoints":
+        return folder.parent.parent / "evaluation"
+    return Path("evaluations") / Path(config.checkpoint).expanduser().resolve().name
+
+
+def _native_folder(checkpoint: str) -> Path | None:
+    try:
+        return find_checkpoint(checkpoint)
+    except UserError:
+        return None
+
+
+def _about(config: EvaluateConfig, model: GPT) -> dict:
+    """The part of a row that is the same for all tasks."""
+    weight = model.embedding.weight
+    folder = _native_folder(config.checkpoint)
+    on_cuda = weight.device.type == "cuda"
+    return {
+        "checkpoint": str(folder or config.checkpoint),
+        "model": model.config.name,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "training_tokens": _training_tokens(folder),
+        "dtype": next(name for name, dtype in DTYPES.items() if dtype == weight.dtype),
+        "device": weight.device.type,
+        "harness": version("lm_eval"),
+        "gptstar": gptstar.__version__,
+        "torch": torch.__version__,
+        "commit": commit(),
+        "hardware": torch.cuda.get_device_name() if on_cuda else f"{cpu_name()}, {torch.get_num_threads()} threads",
+    }
+
+
+def _training_tokens(folder: Path | None) -> int | None:
+    try:
+        return read_json(folder)["training"].get("tokens") if folder else None
+    except UserError:  # a transformers folder
+        return None
+
+
+def describe(row: dict) -> str:
+    """One line: task, value and standard error of each metric, how many documents, how long."""
+    parts = []
+    for name, metric in row["metrics"].items():
+        error = "" if metric["stderr"] is None else f" ± {metric['stderr']:.4f}"
+        parts.append(f"{name} {metric['value']:.4f}{error}")
+    size = f"{row['documents']:,} documents" if row.get("documents") else f"{row.get('tokens', 0):,} tokens"
+    return f"{row['task']}: {', '.join(parts)} ({size}, {row['seconds']:.0f} s)"

@@ -11,8 +11,15 @@ import torch
 from torch import Tensor
 
 from gptstar.data.batches import read_windows, window_count
+from gptstar.data.corpora import DataConfig
+from gptstar.data.prepare import prepare
 from gptstar.data.shards import TokenStream
+from gptstar.data.tokenizer import Tokenizer, TokenizerConfig
 from gptstar.device import autocast
+from gptstar.errors import UserError
+from gptstar.evaluation.checkpoint import context_length
+from gptstar.model.transformer import GPT
+from gptstar.pretrained.native import find_checkpoint, read_run_config
 
 
 @dataclass(frozen=True)
@@ -54,3 +61,25 @@ def held_out_loss(
     loss = nats / n_window
     tokens_per_byte = len(stream) / max(1, stream.split.bytes)
     return HeldOutLoss(loss, loss / math.log(2) * tokens_per_byte, n_window * length)
+
+
+def open_held_out(checkpoint: str, model: GPT, tokenizer: Tokenizer, length: int | None) -> tuple[TokenStream, int]:
+    """The validation split of the run that a checkpoint comes from, and the length of the windows to read it in.
+
+    length: what is wanted; None: as in training. Raises UserError for what is no run, whose corpus or tokenizer has
+    changed, and for a length that the model or the split is too short for.
+    """
+    folder = find_checkpoint(checkpoint)
+    run = read_run_config(folder.parent.parent)
+    length = context_length(model, length or run["trainer"]["sequence_length"])
+    settings = TokenizerConfig(**run["tokenizer"])
+    given = tokenizer if settings.source == "init_from" else None
+    corpus = prepare(DataConfig(**run["data"]), settings, given=given)
+    if corpus.tokenizer.fingerprint() != tokenizer.fingerprint():
+        raise UserError(
+            f"{folder} was trained with another tokenizer than its run's configuration gives today: "
+            "bring back the corpus or tokenizer file it was made from"
+        )
+    if window_count(len(corpus.validation), length) < 1:
+        raise UserError(f"max_length={length} is longer than the {len(corpus.validation)} held-out tokens: lower it")
+    return corpus.validation, length

@@ -54,28 +54,37 @@ def test_a_partial_last_batch_counts_by_its_size(train_config):
     assert results == pytest.approx([results[0]] * 3, rel=1e-9)
 
 
+def held_out(run, **settings):
+    result = evaluate(EvaluateConfig(checkpoint=run, tasks=["held_out"], device="cpu", **settings))
+    assert not result.failed
+    return result.rows[0]
+
+
 @pytest.mark.parametrize(
-    ("settings", "error", "words"),
+    ("settings", "words"),
     [
-        ({"precision": "fp8"}, ValueError, "precision='fp8' is unknown"),
-        ({"batch": 0}, ValueError, "batch=0"),
-        ({"context": 10**6}, UserError, "context=1000000 is longer than"),
+        ({"max_length": 10**6}, "max_length=1000000 is longer than the .* held-out tokens"),
+        ({"max_length": 0}, "max_length=0 must be at least 1"),
     ],
 )
-def test_impossible_settings_are_refused(train_config, settings, error, words):
+def test_impossible_lengths_are_refused(train_config, settings, words):
     train(train_config)
-    with pytest.raises(error, match=words):
-        evaluate(EvaluateConfig(checkpoint=train_config.run_dir, device="cpu", **settings))
+    with pytest.raises(UserError, match=words):
+        held_out(train_config.run_dir, **settings)
 
 
-def test_learned_positions_limit_the_context(train_config):
+def test_learned_positions_limit_the_length(train_config):
     config = dataclasses.replace(train_config, model=tiny_model(position="learned"))
     train(config)
-    with pytest.raises(UserError, match="context=64 is beyond the 32 tokens the model can read"):
-        evaluate(EvaluateConfig(checkpoint=config.run_dir, device="cpu", context=64))
+    with pytest.raises(UserError, match="max_length=64 is beyond the 32 tokens the model can read"):
+        held_out(config.run_dir, max_length=64)
 
 
 def test_evaluate_repeats_the_runs_own_final_figure(train_config):
     outcome = train(train_config)
-    result = evaluate(EvaluateConfig(checkpoint=train_config.run_dir, device="cpu"))
-    assert dataclasses.asdict(result) == pytest.approx(dataclasses.asdict(outcome.final), rel=1e-6)
+    row = held_out(train_config.run_dir)
+    values = {name: metric["value"] for name, metric in row["metrics"].items()}
+    assert values | {"tokens": row["tokens"]} == pytest.approx(dataclasses.asdict(outcome.final), rel=1e-6)
+    assert held_out(train_config.run_dir, batch_tokens="64")["metrics"]["loss"]["value"] == pytest.approx(
+        outcome.final.loss, rel=1e-6
+    )

@@ -1,0 +1,173 @@
+"""Evaluation wall time: ours against lm-evaluation-harness's own HFLM, same weights, same documents, same scores.
+
+    python benchmarks/evaluation.py [--rounds 3] [--model gpt2_small] [--data-dir ../shared/data/eval]
+
+Both are processes of their own, so that HFLM runs with the allocator it gets by default. HFLM's batch size is tuned
+first, task by task, over --batch-sizes; then the two take turns. A turn is the harness's `evaluate` from building the
+requests to the metrics, without the bootstrap of standard errors; weights are random, GPT-2 Small's shape by default.
+The ratio of medians is printed last. Tasks and tokenizer come from ../shared/data where that is, else from the hub.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from pathlib import Path
+from unittest.mock import patch
+
+from gptstar.allocator import keep_freed_memory
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+TARGETS = {"lambada_openai": 1.5, "wikitext": 1.5, "hellaswag": 2.5}
+
+
+def import_hflm() -> type:
+    """HFLM. Where accelerate is missing, which it imports for models on several devices, a placeholder stands in."""
+    import transformers  # before there is a placeholder to mistake for the package
+
+    del transformers
+    try:
+        importlib.import_module("accelerate")
+    except ImportError:
+        accelerate, utils = types.ModuleType("accelerate"), types.ModuleType("accelerate.utils")
+        names = ("Accelerator", "InitProcessGroupKwargs", "find_executable_batch_size")
+        accelerate.__dict__.update(dict.fromkeys(names), utils=utils)
+        utils.__dict__["get_max_memory"] = None
+        with patch.dict(sys.modules, {"accelerate": accelerate, "accelerate.utils": utils}):
+            return importlib.import_module("lm_eval.models.huggingface").HFLM
+    return importlib.import_module("lm_eval.models.huggingface").HFLM
+
+
+def worker(name: str, folder: Path, data_dir: str, limits: dict[str, int]) -> None:
+    """For every line on stdin, a task and HFLM's batch size, evaluates and prints seconds and metrics."""
+    os.environ |= {"TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    if name != "hf":
+        keep_freed_memory()  # before torch is imported
+    from lm_eval.evaluator import evaluate
+
+    from gptstar.evaluation.tasks import load_tasks
+
+    if name.startswith("hf"):
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        lm = import_hflm()(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(folder))
+    else:
+        import gptstar
+        from gptstar.evaluation.harness import GPTStarLM
+
+        lm = GPTStarLM(*gptstar.load(folder))
+    tasks = {task.name: task.loaded for task in load_tasks(list(limits), data_dir or None)}
+    print("ready", flush=True)
+    for line in sys.stdin:
+        task, batch_size = line.split()
+        if name.startswith("hf"):
+            lm.batch_size_per_gpu = int(batch_size)
+        start = time.perf_counter()
+        found = evaluate(lm, tasks[task], limit=limits[task], bootstrap_iters=0, log_samples=False)
+        seconds = time.perf_counter() - start
+        metrics = {key: value for key, value in found["results"][task].items() if key.endswith(",none")}
+        metrics = {key: value for key, value in metrics.items() if not isinstance(value, str)}
+        print(json.dumps({"seconds": seconds, "metrics": metrics}), flush=True)
+
+
+class Contestant:
+    """A worker process that evaluates when asked."""
+
+    def __init__(self, name: str, folder: Path, data_dir: str, limits: dict[str, int]) -> None:
+        command = [sys.executable, __file__, "--worker", name, str(folder), data_dir, json.dumps(limits)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(command, text=True, **pipes)  # type: ignore[call-overload]
+        self._line()
+
+    def turn(self, task: str, batch_size: int = 0) -> dict:
+        """{"seconds", "metrics"} of one evaluation."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{task} {batch_size}\n")
+        self.process.stdin.flush()
+        return json.loads(self._line())
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit("a contestant ended early: no data (see --data-dir), or no memory (lower --batch-sizes)")
+        return line
+
+
+def main() -> None:
+    """The race and its table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model", default="gpt2_small", help="a preset in GPT-2's architecture")
+    here = SHARED.is_dir()
+    parser.add_argument(
+        "--data-dir", default=str(SHARED / "eval") if here else "", help="TASK.jsonl files; '': the hub"
+    )
+    parser.add_argument("--tokenizer", default=str(SHARED / "tokenizers" / "gpt2") if here else "gpt2")
+    parser.add_argument("--limits", type=json.loads, default={"lambada_openai": 100, "wikitext": 3, "hellaswag": 60})
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--same-allocator", action="store_true", help="HFLM with our allocator setting")
+    parser.add_argument("--json", type=Path, help="also write the results here")
+    parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        name, folder, data_dir, limits = options.worker
+        worker(name, Path(folder), data_dir, json.loads(limits))
+        return
+    import torch
+
+    import gptstar
+    from gptstar.configuration import preset
+    from gptstar.data.tokenizer import load_tokenizer
+    from gptstar.environment import commit, cpu_name
+
+    revision = commit()  # of the code that runs, whatever is committed meanwhile
+    torch.manual_seed(0)
+    model = gptstar.GPT(preset(options.model, vocab_size=50257, init_std=0.1))
+    with tempfile.TemporaryDirectory() as name:
+        gptstar.export(model, load_tokenizer(options.tokenizer, "<|endoftext|>"), name + "/model")
+        common = (Path(name) / "model", options.data_dir, options.limits)
+        hf = Contestant("hf+kept" if options.same_allocator else "hf", *common)
+        ours = Contestant("ours", *common)
+        print(f"{cpu_name()}, commit {revision}, {options.model}, {options.rounds} rounds")
+        table = {task: race(task, hf, ours, options) for task in options.limits}
+    for task, row in table.items():
+        print(f"{task}: {row['ratio']:.2f} x HFLM (target {TARGETS.get(task, 1.0)} x)")
+    if options.json:
+        about = {"command": "python " + " ".join(sys.argv), "cpu": cpu_name(), "commit": revision}
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(about | {"model": options.model, "tasks": table}, indent=1))
+
+
+def race(task: str, hf: Contestant, ours: Contestant, options: argparse.Namespace) -> dict:
+    """One task: HFLM's best batch size, then turns."""
+    ours.turn(task)  # warms up
+    tuning = {size: hf.turn(task, size)["seconds"] for size in options.batch_sizes}
+    best = min(tuning, key=tuning.__getitem__)
+    seconds: dict[str, list[float]] = {"hf": [], "ours": []}
+    for _ in range(options.rounds):
+        theirs, mine = hf.turn(task, best), ours.turn(task)
+        seconds["hf"].append(theirs["seconds"])
+        seconds["ours"].append(mine["seconds"])
+    ratio = statistics.median(seconds["hf"]) / statistics.median(seconds["ours"])
+    print(f"{task}, {options.limits[task]} documents")
+    for name, title, found in (("hf", f"HFLM, batch size {best}", theirs), ("ours", "GPTStarLM", mine)):
+        scores = ", ".join(f"{key.removesuffix(',none')} {value:.6g}" for key, value in found["metrics"].items())
+        spread = f"{min(seconds[name]):.1f} - {max(seconds[name]):.1f}"
+        print(f"  {title:20} {statistics.median(seconds[name]):6.1f} s ({spread})  {scores}", flush=True)
+    metrics = {"hf": theirs["metrics"], "ours": mine["metrics"]}
+    return {"batch_size": best, "tuning": tuning, "seconds": seconds, "metrics": metrics, "ratio": ratio}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""The harness's own command line finds our models, and still its own."""
+
+import pytest
+import torch
+from lm_eval.api.registry import get_model, model_registry
+
+import gptstar
+import gptstar.evaluation.lm_eval
+from gptstar.errors import UserError
+from gptstar.evaluation.harness import GPTStarLM
+from gptstar.pretrained.native import save_weights
+from support import tiny_model, tiny_tokenizer
+
+
+def test_both_are_registered():
+    assert get_model("gptstar") is GPTStarLM and "hf" in model_registry
+
+
+def test_model_args_build_a_model_and_the_harness_defaults_are_no_obstacle(tmp_path):
+    save_weights(tmp_path, gptstar.GPT(tiny_model(vocab_size=400)), tiny_tokenizer(), {})
+    defaults = {"batch_size": 1, "max_batch_size": None, "device": "cuda:0"}
+    arguments = f"checkpoint={tmp_path},max_length=24,batch_tokens=99,dtype=bfloat16"
+    lm = get_model("gptstar").create_from_arg_string(arguments, defaults)
+    assert (lm.max_length, lm.scorer.budget, lm.model.embedding.weight.dtype) == (24, 99, torch.bfloat16)
+    assert lm.get_model_info()["max_length"] == 24
+    assert lm.tok_encode("abc") == tiny_tokenizer().encode("abc")
+
+
+@pytest.mark.parametrize("arguments", [{}, {"checkpoint": "x", "peft": "y"}])
+def test_wrong_model_args_are_named(arguments):
+    with pytest.raises(UserError, match=r"--model_args: (checkpoint is not set|peft is unknown)"):
+        GPTStarLM.create_from_arg_obj(arguments, {"device": "cpu"})
