@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from gptstar.allocator import keep_freed_memory
 from gptstar.configuration import run_door
-from gptstar.training.allocator import keep_freed_memory
 
 if __name__ == "__main__":
     keep_freed_memory()  # before torch is imported

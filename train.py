@@ -6,8 +6,8 @@ import os
 import shlex
 import sys
 
+from gptstar.allocator import keep_freed_memory
 from gptstar.configuration import EXIT_INTERRUPTED, run_door
-from gptstar.training.allocator import keep_freed_memory
 
 if __name__ == "__main__":
     keep_freed_memory()  # before torch is imported

@@ -19,7 +19,7 @@ import sys
 import time
 from pathlib import Path
 
-from gptstar.training.allocator import keep_freed_memory
+from gptstar.allocator import keep_freed_memory
 
 CONTESTANTS = {
     "gpt2_small": "GPT-2 Small, GPT*",
@@ -116,8 +116,8 @@ def main() -> None:
         worker(options.worker, options.batch, options.length)
         return
     from gptstar.configuration import preset
+    from gptstar.environment import commit, cpu_name
     from gptstar.model.describe import flops_per_token
-    from gptstar.training.environment import commit, cpu_name
 
     revision = commit()  # of the code that runs, whatever is committed meanwhile
     n_token = options.batch * options.length

@@ -14,6 +14,7 @@ from gptstar.data.batches import BatchOrder, read_windows, window_count
 from gptstar.data.prepare import PreparedCorpus, prepare
 from gptstar.data.tokenizer import Tokenizer, load_tokenizer
 from gptstar.device import autocast, pick_device, pick_precision
+from gptstar.environment import describe_environment
 from gptstar.errors import UserError
 from gptstar.evaluation.held_out import HeldOutLoss, held_out_loss
 from gptstar.generation.generate import generate
@@ -25,7 +26,6 @@ from gptstar.pretrained.native import list_checkpoints, read_json
 from gptstar.training.checkpoint import restore_checkpoint, save_checkpoint
 from gptstar.training.config import TrainConfig, check_vocabulary
 from gptstar.training.display import Display
-from gptstar.training.environment import describe_environment
 from gptstar.training.interrupt import Interrupt
 from gptstar.training.metrics import MetricsLog, check_tracker, open_tracker
 from gptstar.training.optimizers import build_optimizer, set_learning_rate

@@ -35,7 +35,7 @@ def describe_environment(device: torch.device) -> dict:
 
 def commit() -> str | None:
     """The git commit of the checkout, "-dirty" appended when it has changes; None outside a checkout."""
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[1]
     try:
         run = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
         return subprocess.run(run, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

@@ -5,7 +5,7 @@ import sys
 
 SCRIPT = """
 import resource, threading
-from gptstar.training.allocator import keep_freed_memory
+from gptstar.allocator import keep_freed_memory
 keep_freed_memory()
 import torch
 
