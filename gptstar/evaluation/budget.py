@@ -1,0 +1,51 @@
+"""How many tokens one forward pass may read: as many as are fast, if memory holds them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from gptstar.errors import UserError
+from gptstar.model.transformer import GPT
+
+# More than this makes no device faster: on a CPU matrix products are at their peak, and what they produce still fits
+# its caches.
+FAST_TOKENS = {"cpu": 1024, "cuda": 32_768}
+SHARE = 0.5  # of the free memory; the rest is for logits, attention scores and other processes
+
+
+def token_budget(setting: str | int, model: GPT) -> int:
+    """Tokens a forward pass: a number, or auto. Raises UserError for anything else."""
+    if str(setting) != "auto":
+        try:
+            tokens = int(setting)
+        except ValueError:
+            tokens = 0
+        if tokens < 1:
+            raise UserError(f"batch_tokens={setting!r} must be auto or a number of tokens, at least 1")
+        return tokens
+    device = model.embedding.weight.device
+    fits = int(SHARE * free_memory(device)) // bytes_per_token(model)
+    return max(1, min(FAST_TOKENS.get(device.type, FAST_TOKENS["cpu"]), fits))
+
+
+def bytes_per_token(model: GPT) -> int:
+    """Upper estimate of what one token of a forward pass occupies: activations of one layer, keys and values of all."""
+    config = model.config
+    key_value = config.n_key_value * config.head_size
+    layer = 6 * config.d_model + 3 * (config.d_attention + 2 * key_value) + 3 * config.d_feedforward
+    return model.embedding.weight.element_size() * (layer + 2 * config.n_layer * key_value)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be had."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
