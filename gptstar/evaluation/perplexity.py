@@ -80,7 +80,7 @@ class PerplexityConfig:
         for key, values, low in (
             ("contexts", self.contexts, least),
             ("strides", self.strides, 1),
-            ("max_bytes", [self.max_bytes or 1], 1),
+            ("max_bytes", [] if self.max_bytes is None else [self.max_bytes], 1),
         ):
             if min(values, default=low) < low:
                 raise ValueError(f"{key}={min(values)} must be at least {low}")
@@ -117,6 +117,8 @@ def perplexity(config: PerplexityConfig, console: Console | None = None) -> Outc
     else:
         text = read_files(config.text, config.text_field)
     text = text.beginning(config.max_bytes)
+    if not any(text.documents):
+        raise UserError(f"{', '.join(text.files)}: there is no text in it")
     rows = []
     for name, pairs in plans.items():
         for row in _measure_model(config, name, pairs, text, folder / "perplexity.json", notes, console):
@@ -217,8 +219,6 @@ def _stream(
     config: PerplexityConfig, checkpoint: str, text: Text, model: GPT, tokenizer: Tokenizer
 ) -> tuple[np.ndarray, np.ndarray]:
     stream, of_text = text.stream(tokenizer)
-    if not of_text.any():
-        raise UserError(f"{', '.join(text.files)}: there is no text in it")
     if stream.max() >= model.config.vocab_size:
         raise UserError(
             f"{checkpoint}: its tokenizer has the token {stream.max()} and the model {model.config.vocab_size} tokens: "
