@@ -167,10 +167,18 @@ def _entries(rows: list[dict]) -> list[Entry]:
 def _cells(row: dict) -> dict[Column, Cell]:
     found = {}
     for name, metric in row.get("metrics", {}).items():
-        value, higher = metric.get("value"), metric.get("higher_is_better")
+        value, higher = metric.get("value"), _higher_is_better(name, metric.get("higher_is_better"))
         if isinstance(value, int | float) and (setting := _setting(row, name)) is not None:
             found[Column(str(row.get("task")), name, setting, higher)] = Cell(value, metric.get("stderr"), row)
     return found
+
+
+def _higher_is_better(metric: str, told: bool | None) -> bool | None:
+    if told is None and metric.startswith(SHARES):
+        return True
+    if told is None and ("perplexity" in metric or metric.startswith(("bits_per", "loss"))):
+        return False
+    return told
 
 
 def _setting(row: dict, metric: str) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptstar.evaluation.labels import labels
+from gptstar.evaluation.labels import labels, markdown
 
 TITLES = {
     "token_perplexity": "token perplexity",
@@ -58,7 +58,7 @@ def sweeps(rows: Iterable[dict]) -> list[Sweep]:
     groups: dict[tuple[str, str], list[dict]] = {}
     for row in rows:
         if row.get("kind") == "perplexity":
-            groups.setdefault((row["preset"] or row["text_sha256"], row["protocol"]), []).append(row)
+            groups.setdefault((row.get("preset") or row["text_sha256"], row["protocol"]), []).append(row)
     return [_sweep(found) for found in groups.values()]
 
 
@@ -82,7 +82,7 @@ def sweep_table(sweep: Sweep) -> str:
         for context in contexts
     }
     lines = [
-        f"| model | positions | trained on | {' | '.join(f'ctx {context}' for context in contexts)} |",
+        f"| model | positions | training context | {' | '.join(f'ctx {context}' for context in contexts)} |",
         "|---|---|---|" + "---|" * len(contexts),
     ]
     for key, found in sweep.series.items():
@@ -97,7 +97,7 @@ def sweep_table(sweep: Sweep) -> str:
                 text = f"{value:.4g}" if value >= 1000 else f"{value:.3f}"
                 cells.append(f"**{text}**" if value == best[context] and len(sweep.series) > 1 else text)
         trained = any_row.get("trained_length", "-")
-        lines.append(f"| {names[key]} | {any_row.get('position', '-')} | {trained} | {' | '.join(cells)} |")
+        lines.append(f"| {markdown(names[key])} | {any_row.get('position', '-')} | {trained} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -107,29 +107,34 @@ def draw_sweep(sweep: Sweep, path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, NullLocator
 
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     names = sweep.names()
     values = [value for row in sweep.rows if (value := sweep.value(row)) is not None]
     for number, (key, found) in enumerate(sweep.series.items()):
         points = [(c, v) for c in sorted(found) if (v := sweep.value(found[c])) is not None]
+        if not points:  # published in another unit
+            continue
         first = found[min(found)]
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
         dashes = "-" if key[1] is None else "--"
-        label = f"{names[key]} ({first.get('position', '?')})"
-        axes.plot(*zip(*points, strict=True), dashes, marker=marker, color=colour, markersize=5, label=label)
         limit = first.get("longest")
-        if limit and max(sweep.contexts) > limit:
+        ends = limit is not None and max(sweep.contexts) > limit
+        about = [first.get("position", "?")]
+        about += [f"reads at most {limit}"] if ends else []
+        about += ["published"] if first.get("published") else []
+        axes.plot(
+            *zip(*points, strict=True),
+            dashes,
+            marker=marker,
+            color=colour,
+            markersize=5,
+            markerfacecolor="white" if first.get("published") else colour,
+            label=f"{names[key]} ({', '.join(about)})",
+        )
+        if ends:
             axes.plot(*points[-1], "x", color=colour, markersize=12, markeredgewidth=2.5)
-            axes.annotate(
-                f"reads at most {limit}",
-                points[-1],
-                xytext=(8, 8),
-                textcoords="offset points",
-                color=colour,
-                fontsize=9,
-            )
     for number, length in enumerate(sorted({row["trained_length"] for row in sweep.rows if "trained_length" in row})):
         axes.axvline(length, color="#888888", linestyle=":", linewidth=1.2, zorder=0)
         axes.annotate(
@@ -153,5 +158,5 @@ def draw_sweep(sweep: Sweep, path: Path) -> None:
         title=f"{sweep.text}, {sweep.protocol} protocol",
     )
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     figure.savefig(path, dpi=110)

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from gptstar.pretrained.native import STEP_PREFIX
+
 ENDINGS = (".pth.tar", ".bin")
 
 
@@ -14,22 +16,28 @@ def labels(checkpoints: Iterable[str]) -> dict[str, str]:
 
     Equal names get as many of their parent folders as make them differ.
     """
-    names = list(dict.fromkeys(checkpoints))
-    parts = {name: _parts(name) for name in names}
-    short = {name: parts[name][-1] for name in names}
-    for depth in range(2, 1 + max(map(len, parts.values()), default=0)):
+    runs = {name: _run(name) for name in dict.fromkeys(checkpoints)}
+    short = {run: run[-1] for run in runs.values()}
+    for depth in range(2, 1 + max(map(len, short), default=0)):
         twins = {label for label, n in Counter(short.values()).items() if n > 1}
-        short |= {name: "/".join(parts[name][-depth:]) for name in names if short[name] in twins}
-    steps = Counter(short.values())
-    return {name: label if steps[label] == 1 else f"{label} {Path(name).name}" for name, label in short.items()}
+        short |= {run: "/".join(run[-depth:]) for run, label in short.items() if label in twins}
+    n_checkpoint = Counter(runs.values())
+    return {
+        name: short[run] if n_checkpoint[run] == 1 else f"{short[run]} {Path(name).name}" for name, run in runs.items()
+    }
 
 
-def _parts(checkpoint: str) -> list[str]:
-    """The path without the run's own folders and without endings that say nothing."""
+def markdown(text: str) -> str:
+    """The same text in markdown, where GPT-127* would begin an emphasis and | a column."""
+    return text.replace("*", "\\*").replace("|", "\\|")
+
+
+def _run(checkpoint: str) -> tuple[str, ...]:
+    """The parts of a run's path, or of another checkpoint's, without endings that say nothing."""
     path = Path(checkpoint)
-    if path.parent.name == "checkpoints":
+    if path.parent.name == "checkpoints" and path.name.startswith(STEP_PREFIX):
         path = path.parent.parent
     name = path.name
     for ending in ENDINGS:
         name = name.removesuffix(ending)
-    return [*(part for part in path.parent.parts if part != "/"), name or str(checkpoint)]
+    return (*(part for part in path.parent.parts if part != "/"), name or str(checkpoint))
