@@ -61,7 +61,8 @@ def main() -> None:
         return
     from gptstar.environment import commit, cpu_name
 
-    print(f"{options.model}, fp32, {cpu_name()}, commit {commit()}")
+    revision = commit()  # of the code that runs, whatever is committed meanwhile
+    print(f"{options.model}, fp32, {cpu_name()}, commit {revision}")
     print(f"{'how':7} {'context':>7} {'before':>9} {'peak':>9} {'growth a token':>15}")
     results = []
     for how, contexts in (("pieces", options.contexts), ("whole", options.whole)):
@@ -82,7 +83,7 @@ def main() -> None:
             "command": "python " + " ".join(sys.argv),
             "model": options.model,
             "cpu": cpu_name(),
-            "commit": commit(),
+            "commit": revision,
         }
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps({**about, "results": results}, indent=1))

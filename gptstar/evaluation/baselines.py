@@ -110,7 +110,7 @@ BASELINES = {
         },
     ),
     "gpt2_small_21b": Baseline(
-        "GPT-125M (the author's GPT-2 Small)",
+        "GPT-125M (GPT-2 Small)",
         124_439_808,
         21e9,
         STAR,
@@ -155,7 +155,7 @@ BASELINES = {
         note="8192 tokens did not fit into 24 GB",
     ),
     "gpt354": Baseline(
-        "GPT-354 (the author's GPT-2 Medium)",
+        "GPT-354 (GPT-2 Medium)",
         354_823_168,
         21e9,
         STAR,

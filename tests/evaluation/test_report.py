@@ -129,7 +129,7 @@ def test_everything_a_reader_needs_to_cite_a_number_is_there():
         "- precision: fp32",
         "- commit: 0123456789ab",
         "better or worse than a by more than two standard errors",
-        "- GPT-125M (the author's GPT-2 Small): GPT\\* readme and training log",
+        "- GPT-125M (GPT-2 Small): GPT\\* readme and training log",
         "The source says neither which WikiText perplexity it is",
         "![accuracies](accuracies.png)",
     ):
