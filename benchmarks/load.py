@@ -21,10 +21,10 @@ import torch
 
 from gptstar.configuration import preset
 from gptstar.data.tokenizer import TokenizerConfig, train_tokenizer
+from gptstar.environment import commit, cpu_name
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.export import export
 from gptstar.pretrained.native import save_weights
-from gptstar.environment import commit, cpu_name
 
 CHILD = """
 import sys, time, json

@@ -7,11 +7,8 @@ import sys
 import zipfile
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
 from gptstar.errors import UserError
-from gptstar.pretrained.fetch import fetch
+from gptstar.fetch import fetch_visibly
 
 URL = "https://bfattoripublic.s3.ca-central-1.amazonaws.com"
 PUBLISHED = {  # (model size, full state): where it lies below URL
@@ -43,17 +40,7 @@ def download(model_size: str, full_state: bool = False, directory: str | Path = 
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--directory {directory} cannot be made ({error.strerror}): choose another") from error
-    console = Console(stderr=True)
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(TextColumn(target.name), *columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=None, visible=not target.exists())
-        fetch(
-            f"{url.rstrip('/')}/{PUBLISHED[model_size, full_state]}",
-            target,
-            check=check_archive,
-            show=lambda done, total: progress.update(task, completed=done, total=total),
-            note=lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True),
-        )
+    fetch_visibly(f"{url.rstrip('/')}/{PUBLISHED[model_size, full_state]}", target, check_archive)
     return target
 
 

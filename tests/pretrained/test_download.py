@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from gptstar import fetch as fetch_module
 from gptstar.errors import UserError
-from gptstar.pretrained import fetch as fetch_module
 from gptstar.pretrained.download import check_archive, main
 
 MODELS = "127_model_only 127_complete_state 303_model_only 303_complete_state GPT2_345"

@@ -19,6 +19,9 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
 from gptstar.errors import UserError
 from gptstar.files import replace_text
 
@@ -44,6 +47,21 @@ class Version:
     size: int
 
 
+def fetch_visibly(url: str, target: Path, check: Callable[[Path], None]) -> None:
+    """`fetch`, its progress shown on stderr."""
+    console = Console(stderr=True)
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(TextColumn(target.name), *columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=None, visible=not target.exists())
+        fetch(
+            url,
+            target,
+            check,
+            show=lambda done, total: progress.update(task, completed=done, total=total),
+            note=lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True),
+        )
+
+
 def fetch(
     url: str,
     target: Path,
@@ -65,7 +83,7 @@ def fetch(
             raise UserError(f"{error}: remove it to download it anew") from error
         return
     if not url.startswith(("http://", "https://")):
-        raise UserError(f"{url} is no http address: check --url")
+        raise UserError(f"{url} is no http address: check the address")
     part = target.with_name(f"{target.name}.part")
     most, vain = -1, 0
     for attempt in itertools.count():
@@ -85,7 +103,7 @@ def fetch(
         check(part)
     except UserError as error:
         _discard(part)
-        raise UserError(f"{url}: {error}: it was removed, check --url") from error
+        raise UserError(f"{url}: {error}: it was removed, check the address") from error
     os.replace(part, target)
     _version_file(part).unlink(missing_ok=True)
 
@@ -116,7 +134,7 @@ def _advance(url: str, part: Path, show: Callable[[int, int], None]) -> None:
         if free < known.size - start:
             raise UserError(
                 f"{part.parent} has {free:,} bytes free and {part.name} needs {known.size - start:,} more: free some, "
-                "or choose another --directory"
+                "or choose another folder"
             )
         _append(response, part, start, known.size, show)
     size = _size(part)
@@ -136,12 +154,12 @@ def _open(url: str, part: Path, headers: dict[str, str]) -> HTTPResponse:
         if error.code == 416:  # it has less than is here
             _discard(part)
         elif error.code not in BUSY:
-            raise UserError(f"{url}: {answer}: is it still published there? check --url") from error
+            raise UserError(f"{url}: {answer}: is it still published there? check the address") from error
         raise Dropped(answer) from error
     except URLError as error:
-        raise Unreachable(f"no connection ({error.reason}): check the network and --url") from error
+        raise Unreachable(f"no connection ({error.reason}): check the network and the address") from error
     except (ValueError, InvalidURL) as error:
-        raise UserError(f"{url} is no http address ({error}): check --url") from error
+        raise UserError(f"{url} is no http address ({error}): check the address") from error
     except (OSError, HTTPException) as error:
         raise Dropped(f"the connection broke ({error})") from error
 

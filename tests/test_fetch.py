@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from gptstar import fetch as fetch_module
 from gptstar.errors import UserError
-from gptstar.pretrained import fetch as fetch_module
-from gptstar.pretrained.fetch import fetch
+from gptstar.fetch import fetch
 
 CONTENT = bytes(i * i % 251 for i in range(300_000))
 Usage = namedtuple("Usage", "total used free")
@@ -226,7 +226,7 @@ def test_no_network_is_one_line_at_once(target, monkeypatch):
         free.bind(("127.0.0.1", 0))
         closed = free.getsockname()[1]
     for url, words in (
-        (f"http://127.0.0.1:{closed}/x", r"no connection \(.* refused\): check the network and --url"),
+        (f"http://127.0.0.1:{closed}/x", r"no connection \(.* refused\): check the network and the address"),
         ("ftp://127.0.0.1/x", "is no http address"),
         ("http://127.0.0.1:port/x", "is no http address"),
     ):
@@ -238,7 +238,7 @@ def test_a_wrong_file_never_gets_its_name_and_a_wrong_one_there_stays(remote, ta
     def check(path: Path) -> None:
         raise UserError(f"{path} is wrong")
 
-    with pytest.raises(UserError, match=r"file.part is wrong: it was removed, check --url"):
+    with pytest.raises(UserError, match=r"file.part is wrong: it was removed, check the address"):
         fetch(remote.url, target, check, lambda *numbers: None, lambda text: None)
     assert not list(target.parent.iterdir())
     target.write_bytes(b"mine")

@@ -1,0 +1,27 @@
+"""Perplexity of any text at any context: python -m gptstar.perplexity checkpoints=[RUN] text=[FILE]"""
+
+from __future__ import annotations
+
+import sys
+
+from gptstar.allocator import keep_freed_memory
+from gptstar.configuration import EXIT_INTERRUPTED, run_door
+
+if __name__ == "__main__":
+    keep_freed_memory()  # before torch is imported
+
+    from rich.console import Console
+
+    from gptstar.evaluation.perplexity import PerplexityConfig, perplexity
+    from gptstar.evaluation.report import write_markdown
+
+    def main(config: PerplexityConfig) -> None:
+        """A line for each model and context, a table and a plot."""
+        try:
+            outcome = perplexity(config, Console())
+        except KeyboardInterrupt:
+            print("interrupted: the same command continues where this one stopped", file=sys.stderr)
+            sys.exit(EXIT_INTERRUPTED)
+        print(f"table and plot: {write_markdown(outcome.folder / 'perplexity.json')}")
+
+    run_door("perplexity", PerplexityConfig, main)
