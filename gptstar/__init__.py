@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gptstar.generation.generate import generate as generate
+    from gptstar.generation.generate import generate_detailed as generate_detailed
+    from gptstar.generation.generate import generate_stream as generate_stream
+    from gptstar.generation.settings import SamplingSettings as SamplingSettings
     from gptstar.model.config import ModelConfig as ModelConfig
     from gptstar.model.transformer import GPT as GPT
     from gptstar.pretrained.export import export as export
@@ -23,8 +26,20 @@ _HOME = {
     "load": "gptstar.pretrained.load",
     "export": "gptstar.pretrained.export",
     "generate": "gptstar.generation.generate",
+    "generate_detailed": "gptstar.generation.generate",
+    "generate_stream": "gptstar.generation.generate",
+    "SamplingSettings": "gptstar.generation.settings",
 }
-__all__ = ["GPT", "ModelConfig", "export", "generate", "load"]
+__all__ = [
+    "GPT",
+    "ModelConfig",
+    "SamplingSettings",
+    "export",
+    "generate",
+    "generate_detailed",
+    "generate_stream",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,13 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import UserError
-from gptstar.generation.sampling import check_sampling, choose
+from gptstar.generation.continuation import Continuation, Prompt
+from gptstar.generation.logprobs import TokenLogprob, token_logprobs
+from gptstar.generation.penalties import History
+from gptstar.generation.randomness import fresh_seed, sequence_seed
+from gptstar.generation.sampling import Sampler
+from gptstar.generation.settings import SamplingSettings
 from gptstar.model.transformer import GPT
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One continuation of a prompt.
+
+    prompt          the prompt as the tokenizer gives it back
+    text            what follows it, without a stop string
+    tokens          what was chosen, without the end of text or stop token that ended it; a stop string's tokens stay
+    finish_reason   length, end_of_text or stop
+    stopped_by      the stop string or stop token, if one was the reason
+    seed            that makes this sequence again, alone
+    logprobs        one for each of `tokens`, if they were asked for; of the model's own distribution, before penalties,
+                    temperature and filters
+    """
+
+    prompt: str
+    text: str
+    tokens: list[int]
+    finish_reason: str
+    stopped_by: str | int | None
+    seed: int
+    logprobs: list[TokenLogprob] | None
 
 
 def generate(
@@ -21,63 +51,93 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int | None = None,
+    **more: Any,
 ) -> str:
     """The prompt and its continuation, up to the model's end of text.
 
     An empty prompt starts a document of its own. temperature 0 is greedy; `seed` makes the choice repeatable, None
-    draws a new one. Raises UserError for settings out of range and for a length beyond learned positions.
+    draws a new one. more: any other field of `SamplingSettings`. Raises UserError for settings out of range and for a
+    length beyond learned positions.
 
-    A prompt that ends in white space is healed: byte-pair encodings keep a space in the token of the word that
-    follows, so a space by itself is something the model has hardly seen. The last token is taken back, and the first
-    one chosen must begin with its text.
+    A prompt that ends in white space is healed (see `gptstar.generation.continuation.Prompt`).
     """
-    tokens = tokenizer.encode(prompt)
-    first = tokenizer.starting_like(tokens.pop()) if len(tokens) > 1 and prompt[-1].isspace() else None
-    settings = (max_new_tokens + (first is not None), temperature, top_k, top_p, seed)
-    return tokenizer.decode([*tokens, *generate_tokens(model, tokenizer, tokens, *settings, first=first)])
+    settings = SamplingSettings(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, **more
+    )
+    run = _only_run(model, tokenizer, prompt, settings)
+    return run.prompt.text + "".join(piece for piece, _ in run.steps())
 
 
-@torch.inference_mode()
-def generate_tokens(
-    model: GPT,
-    tokenizer: Tokenizer,
-    tokens: list[int],
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    seed: int | None,
-    first: list[int] | None = None,
-) -> Iterator[int]:
-    """Yields the tokens that follow `tokens` until end of text (not yielded) or max_new_tokens.
+def generate_detailed(model: GPT, tokenizer: Tokenizer, prompt: str, settings: SamplingSettings) -> list[Generation]:
+    """`settings.n` continuations of a prompt with all that is known of them. UserError as for `generate`."""
+    settings.check(tokenizer.vocab_size)
+    seed = fresh_seed() if settings.seed is None else settings.seed
+    seeds = [sequence_seed(seed, i) for i in range(settings.n)]
+    return [_finished(_Run(model, tokenizer, prompt, settings, seed)) for seed in seeds]
 
-    Embeddings beyond the tokenizer's last token (a padded vocabulary) are never chosen. `first`: the only tokens the
-    first choice is made from; None allows all.
+
+def generate_stream(model: GPT, tokenizer: Tokenizer, prompt: str, settings: SamplingSettings) -> Iterator[str]:
+    """Pieces of one continuation's text as they are decided: none splits a character, none is taken back.
+
+    Together they are `Generation.text`. UserError as for `generate`, raised by the call itself.
     """
-    tokens = tokens or [tokenizer.eot_id]
-    check_sampling(temperature, top_k, top_p)
-    if max_new_tokens < 0:
-        raise UserError(f"max_new_tokens={max_new_tokens} must not be negative")
-    capacity = len(tokens) + max_new_tokens
-    longest = model.longest
-    if longest is not None and capacity > longest:
-        raise UserError(
-            f"{len(tokens)} prompt tokens and max_new_tokens={max_new_tokens} exceed the {longest} tokens "
-            "the model can read: shorten the prompt or lower max_new_tokens"
-        )
-    device = model.embedding.weight.device
-    generator = torch.Generator(device)
-    generator.seed() if seed is None else generator.manual_seed(seed)
-    cache = model.new_cache(1, capacity)
-    current = torch.tensor([tokens], device=device)
-    for position in range(max_new_tokens):
-        logits_BV = model.logits(model.hidden(current, cache)[:, -1])[:, : tokenizer.vocab_size]
-        if first is not None and position == 0:
-            allowed = torch.full_like(logits_BV, -torch.inf)
-            allowed[:, first] = logits_BV[:, first]
-            logits_BV = allowed
-        current = choose(logits_BV, temperature, top_k, top_p, generator)
-        token = int(current)
-        if token == tokenizer.eot_id:
-            return
-        yield token
+    run = _only_run(model, tokenizer, prompt, settings)
+    return (piece for piece, _ in run.steps() if piece)
+
+
+def _only_run(model: GPT, tokenizer: Tokenizer, prompt: str, settings: SamplingSettings) -> _Run:
+    settings.check(tokenizer.vocab_size)
+    if settings.n != 1:
+        raise UserError(f"n={settings.n} sequences do not fit into one text: call gptstar.generate_detailed")
+    return _Run(model, tokenizer, prompt, settings, fresh_seed() if settings.seed is None else settings.seed)
+
+
+def _finished(run: _Run) -> Generation:
+    pieces, logprobs = [], []
+    for piece, logprob in run.steps():
+        pieces.append(piece)
+        logprobs += logprob
+    done = run.continuation
+    assert done.finish_reason is not None
+    return Generation(
+        prompt=run.prompt.text,
+        text="".join(pieces),
+        tokens=done.tokens,
+        finish_reason=done.finish_reason,
+        stopped_by=done.stopped_by,
+        seed=run.seed,
+        logprobs=None if run.prompt.settings.logprobs is None else logprobs[: len(done.tokens)],
+    )
+
+
+class _Run:
+    """One sequence, ready to be decoded."""
+
+    def __init__(self, model: GPT, tokenizer: Tokenizer, prompt: str, settings: SamplingSettings, seed: int) -> None:
+        self.model, self.seed = model, seed
+        self.vocab_size, self.eot_id = tokenizer.vocab_size, tokenizer.eot_id
+        self.prompt = Prompt(tokenizer, prompt, settings)
+        self.continuation = Continuation(tokenizer, self.prompt)
+        self.prompt.check_length(model.longest)
+
+    @torch.inference_mode()
+    def steps(self) -> Iterator[tuple[str, list[TokenLogprob]]]:
+        """For each token chosen the text that is decided now, and its log-probability if that was asked for.
+
+        Embeddings beyond the tokenizer's last token (a padded vocabulary) are never chosen.
+        """
+        prompt, settings, device = self.prompt, self.prompt.settings, self.model.embedding.weight.device
+        sampler = Sampler([settings], [self.seed], self.vocab_size, self.eot_id, device, [prompt.first])
+        history = History.of([prompt.tokens], settings.max_new_tokens, device) if sampler.needs_history else None
+        cache = self.model.new_cache(1, prompt.capacity)
+        current = torch.tensor([prompt.tokens], device=device)
+        step_B = torch.zeros(1, dtype=torch.int64, device=device)
+        while self.continuation.finish_reason is None:
+            logits_BV = self.model.logits(self.model.hidden(current, cache)[:, -1])[:, : self.vocab_size]
+            token_B = sampler(logits_BV, step_B, history)
+            logprobs = [] if settings.logprobs is None else token_logprobs(logits_BV, token_B, settings.logprobs)
+            yield self.continuation.feed(int(token_B)), logprobs
+            if history is not None:
+                history.append(token_B)
+            step_B += 1
+            current = token_B[:, None]

@@ -50,6 +50,14 @@ class KeyValueCache:
         """Counts n_token positions as seen, once all layers have appended them."""
         self.length += n_token
 
+    def reorder(self, rows_B: Tensor) -> None:
+        """Makes row i what row rows_B[i] was; the batch gets as many rows as are named."""
+        for name, whole in self.kept.items():
+            same = len(rows_B) == whole.shape[1]
+            target = whole if same else whole.new_zeros(*whole.shape[:1], len(rows_B), *whole.shape[2:])
+            target[:, :, :, : self.length] = whole[:, rows_B, :, : self.length]
+            self.kept[name] = target
+
 
 class RowsCache(KeyValueCache):
     """A cache whose rows are sequences of their own: a model reads the next tokens of the first `n_active` together.

@@ -1,0 +1,99 @@
+"""One sequence on its way from tokens to text: when it ends, why, and which of its text is decided."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from gptstar.data.tokenizer import Tokenizer
+from gptstar.errors import UserError
+from gptstar.generation.settings import SamplingSettings
+from gptstar.generation.stopping import StopStrings
+from gptstar.generation.streaming import TextStream
+
+
+class Prompt:
+    """A prompt as the model reads it.
+
+    text            the prompt as the tokenizer gives it back
+    tokens          what the model reads; end of text alone for an empty prompt
+    first           the only tokens the first choice is made from, or None for all
+    settings        those asked for, with one token more where one was taken back
+
+    A prompt that ends in white space is healed: byte-pair encodings keep a space in the token of the word that
+    follows, so a space by itself is something the model has hardly seen. The last token is taken back, and the first
+    one chosen must begin with its text. Not so where the caller forces the first tokens, or wants none.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt: str, settings: SamplingSettings) -> None:
+        shown = tokenizer.encode(prompt)
+        self.text = tokenizer.decode(shown)
+        self.first: list[int] | None = None
+        self.settings = settings
+        if len(shown) > 1 and prompt[-1].isspace() and settings.max_new_tokens and not settings.forced_tokens:
+            self.first = tokenizer.starting_like(shown.pop())
+            least = settings.min_new_tokens
+            self.settings = replace(
+                settings, max_new_tokens=settings.max_new_tokens + 1, min_new_tokens=least + 1 if least else 0
+            )
+        self.shown = shown  # what the continuation's text follows
+        self.tokens = shown or [tokenizer.eot_id]
+
+    @property
+    def capacity(self) -> int:
+        """How many tokens there may be in the end."""
+        return len(self.tokens) + self.settings.max_new_tokens
+
+    def check_length(self, longest: int | None) -> None:
+        """Raises UserError where the model cannot read so many; longest: as in `GPT.longest`."""
+        if longest is not None and self.capacity > longest:
+            raise UserError(
+                f"{len(self.tokens)} prompt tokens and max_new_tokens={self.settings.max_new_tokens} exceed the "
+                f"{longest} tokens the model can read: shorten the prompt or lower max_new_tokens"
+            )
+
+
+class Continuation:
+    """Collects the tokens chosen after a prompt and gives out their text.
+
+    tokens          those chosen, without the end of text or stop token that ended them
+    finish_reason   None while it goes on; then length (max_new_tokens are there), end_of_text or stop
+    stopped_by      the stop string or stop token, if one was the reason
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Prompt) -> None:
+        self._eot_id, self._settings = tokenizer.eot_id, prompt.settings
+        self._stream = TextStream(tokenizer)
+        self._stops = StopStrings(prompt.settings.stop)
+        # White space that was taken back from the prompt comes again with the first token, but is no news.
+        self._known = len(prompt.text) - len(self._stream.feed_all(prompt.shown))
+        self.tokens: list[int] = []
+        self.finish_reason: str | None = None
+        self.stopped_by: str | int | None = None
+        if not prompt.settings.max_new_tokens:
+            self.finish_reason = "length"
+
+    def feed(self, token: int) -> str:
+        """The text that is decided now that `token` was chosen. At the end all of it is."""
+        if token == self._eot_id:
+            return self._finish("end_of_text")
+        if token in self._settings.stop_tokens:
+            self.stopped_by = token
+            return self._finish("stop")
+        self.tokens.append(token)
+        text = self._stops.feed(self._new(self._stream.feed(token)))
+        if self._stops.found is not None:
+            self.stopped_by, self.finish_reason = self._stops.found, "stop"
+        elif len(self.tokens) == self._settings.max_new_tokens:
+            text += self._finish("length")
+        return text
+
+    def _finish(self, reason: str) -> str:
+        self.finish_reason = reason
+        text = self._stops.feed(self._new(self._stream.finish()))
+        if self._stops.found is not None:  # in the last bytes
+            self.stopped_by, self.finish_reason = self._stops.found, "stop"
+        return text + self._stops.finish()
+
+    def _new(self, text: str) -> str:
+        known, self._known = self._known, max(0, self._known - len(text))
+        return text[known:]
