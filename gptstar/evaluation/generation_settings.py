@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 
 from gptstar.errors import UserError
-from gptstar.generation.sampling import check_sampling
+from gptstar.generation.settings import SamplingSettings
 
 KNOWN = {"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p", "num_beams"}
 
@@ -37,7 +37,7 @@ class GenerationSettings:
             )
         temperature = float(values.get("temperature", 1.0)) if values["do_sample"] else 0.0
         top_k, top_p = values.get("top_k") or None, values.get("top_p")
-        check_sampling(temperature, top_k, top_p)
+        SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p).check()
         return cls(values["max_gen_toks"], handle_stop_sequences(values["until"], eot_text), temperature, top_k, top_p)
 
     @property

@@ -35,7 +35,8 @@ from gptstar.evaluation.generation_settings import GenerationSettings
 from gptstar.evaluation.progress import progress
 from gptstar.evaluation.scoring import Query, Scorer
 from gptstar.evaluation.store import RequestStore, request_key
-from gptstar.generation.sampling import choose
+from gptstar.generation.sampling import Sampler
+from gptstar.generation.settings import SamplingSettings
 from gptstar.model.transformer import GPT
 
 Show = Callable[[int], AbstractContextManager[Callable[[int], None]]]
@@ -238,12 +239,10 @@ def _pick(settings: GenerationSettings, keys: list[str], logits_RV: Tensor, rows
     """One token a row. What is drawn depends on request and place alone, not on the rows beside it."""
     if not settings.temperature:
         return logits_RV.argmax(-1).tolist()
-    drawn = []
-    for logits_V, (number, place) in zip(logits_RV, rows, strict=True):
-        seed = int.from_bytes(hashlib.sha256(f"{keys[number]} {place}".encode()).digest()[:8])
-        generator = torch.Generator(logits_V.device).manual_seed(seed)
-        drawn.append(int(choose(logits_V[None], settings.temperature, settings.top_k, settings.top_p, generator)))
-    return drawn
+    wanted = SamplingSettings(temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p)
+    seeds = [int.from_bytes(hashlib.sha256(keys[number].encode()).digest()[:7]) for number, _ in rows]
+    sampler = Sampler([wanted] * len(rows), seeds, logits_RV.shape[-1], 0, logits_RV.device)
+    return sampler(logits_RV, torch.tensor([place for _, place in rows], device=logits_RV.device)).tolist()
 
 
 def _keys(kind: str, arguments: list[tuple]) -> list[str]:
