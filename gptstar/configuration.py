@@ -131,6 +131,8 @@ def _resumed(config: DictConfig, schema: type) -> DictConfig:
     assert isinstance(merged, DictConfig)
     for override in HydraConfig.get().overrides.task:
         key = override.partition("=")[0].lstrip("+").replace("/", ".")
+        if key == "init_from":
+            raise UserError(f"resume={config.resume} goes on with the run's own weights: leave init_from=... out")
         if key == "experiment":
             raise UserError(f"resume={config.resume} continues the run's own configuration: leave {override} out")
         OmegaConf.update(merged, key, OmegaConf.select(config, key))
@@ -145,6 +147,10 @@ def _shaped_like_origin(config: DictConfig) -> DictConfig:
     chosen = {key.partition("=")[0] for key in HydraConfig.get().overrides.task if key.startswith("model=")}
     if chosen:
         raise UserError(f"init_from={config.init_from} brings its own shape: leave model=... out, change model.KEY=...")
+    if "experiment" in named:
+        raise UserError(f"init_from={config.init_from} brings its own shape: leave experiment=... out")
+    if not named & {"tokenizer", "tokenizer.source"} and any(key.startswith("tokenizer.") for key in named):
+        raise UserError(f"init_from={config.init_from} brings its own tokenizer: leave tokenizer.KEY=... out")
     shape = asdict(load_config(config.init_from))
     changes = {key.partition(".")[2] for key in named if key.startswith("model.")}
     OmegaConf.update(config, "model", {k: v for k, v in shape.items() if k not in changes})

@@ -41,14 +41,17 @@ def describe(config: DescribeConfig, console: Console | None = None) -> None:
     """Prints it. Raises UserError for an architecture that cannot be built."""
     console = console or Console()
     model = config.model
-    other = preset(config.diff) if config.diff else None
+    try:
+        other = preset(config.diff) if config.diff else None
+    except UserError as error:
+        raise UserError(str(error).replace("model=", "diff=", 1)) from error
     try:
         check_choices(model)
     except ValueError as error:
         raise UserError(str(error)) from error
-    n_token = config.n_token or model.context
-    if n_token < 1 or n_token > (longest(model) or n_token):
-        raise UserError(f"n_token={n_token} must lie between 1 and the {longest(model)} tokens the model can read")
+    n_token, limit = model.context if config.n_token is None else config.n_token, longest(model)
+    if n_token < 1 or (limit is not None and n_token > limit):
+        raise UserError(f"n_token={n_token} must be at least 1" + (f" and at most {limit}" if limit else ""))
     _summary(console, model, n_token)
     _components(console, model, n_token)
     if other is not None:
@@ -79,12 +82,12 @@ def _summary(console: Console, model: ModelConfig, n_token: int) -> None:
 
 
 def _sight(model: ModelConfig) -> str:
+    """Each layer's window and how far back what it writes can depend on tokens."""
     layers = receptive_fields(model)
     if all(window == 0 for window, _ in layers):
         return "everything before, in every layer"
-    windows = ", ".join(str(window or "all") for window, _ in layers[: len(model.windows)])
-    last = layers[-1][1]
-    return f"positions of the past a layer, repeated: {windows}; the last layer reaches {last or 'all'}"
+    said = [f"{layer}: {window or 'all'} ({reach or 'all'})" for layer, (window, reach) in enumerate(layers)]
+    return f"layer: positions of the past (reach through the layers below) - {', '.join(said)}"
 
 
 def _components(console: Console, model: ModelConfig, n_token: int) -> None:
@@ -135,7 +138,6 @@ def _bytes(n: float) -> str:
 
 
 if __name__ == "__main__":
-    if "--diff" in sys.argv[:-1]:  # as other commands have it
-        at = sys.argv.index("--diff")
-        sys.argv[at : at + 2] = [f"diff={sys.argv[at + 1]}"]
+    words = " ".join(sys.argv[1:]).replace("--diff ", "diff=").replace("--diff=", "diff=")  # as other commands have it
+    sys.argv[1:] = words.split()
     run_door("describe", DescribeConfig, describe)

@@ -60,6 +60,9 @@ def test_the_example_does_what_the_page_says(project):
     explained = run(project, describe)
     assert "norm2 ── shift ── feedforward" in explained and "block" in explained
     assert "2 passed" in run(project, battery)
+    assert "1 passed" in run(
+        project, "python -m pytest tests/model/test_battery.py -k every_point_of_the_space_answers"
+    )
     train += " data=text_files data.paths=[corpus/*.txt] data.cache_dir=cache tokenizer.vocab_size=300"
     train += " trainer.max_steps=4 schedule.warmup_steps=1 trainer.eval_tokens=2000 trainer.peak_flops=1e11"
     text = run(project, train)

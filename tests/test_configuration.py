@@ -200,3 +200,11 @@ def test_init_from_brings_shape_and_tokenizer_which_the_command_line_may_change(
     with pytest.raises(SystemExit):
         door(f"init_from={run}", "model=gpt127")
     assert "brings its own shape: leave model=... out" in capsys.readouterr().err
+    for words, message in (
+        ([f"init_from={run}", "experiment=gpt127"], "leave experiment=... out"),
+        ([f"init_from={run}", "tokenizer.vocab_size=500"], "brings its own tokenizer"),
+        ([f"resume={run}", "init_from=elsewhere"], "leave init_from=... out"),
+    ):
+        with pytest.raises(SystemExit):
+            door(*words)
+        assert message in capsys.readouterr().err

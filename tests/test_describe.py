@@ -33,16 +33,16 @@ def test_gpt127_is_explained():
 
 def test_windows_and_limits_are_told():
     text = said(model=preset("gpt_neo_125m"))
-    assert "a layer, repeated: all, 256; the last layer reaches all" in text and "at most 2048 tokens" in text
+    assert "0: all (all), 1: 256 (all), 2: all (all)" in text and "at most 2048 tokens" in text
     assert "slopes" not in text
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"diff": "gpt2_smal"}, "model=gpt2_smal is unknown"),
+        ({"diff": "gpt2_smal"}, "diff=gpt2_smal is unknown"),
         ({"model": tiny_model(norm="batch")}, r"model.norm='batch' is unknown"),
-        ({"model": tiny_model(position="learned"), "n_token": 64}, "n_token=64 must lie between 1 and the 32"),
+        ({"model": tiny_model(position="learned"), "n_token": 64}, "n_token=64 must be at least 1 and at most 32"),
     ],
 )
 def test_mistakes_are_one_line(settings, words):

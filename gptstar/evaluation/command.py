@@ -41,8 +41,10 @@ def evaluate(config: EvaluateConfig) -> HeldOutLoss:
     model, tokenizer = load_native(folder, device)
     length = config.context or run["trainer"]["sequence_length"] or model.config.context
     if model.longest is not None and length > model.longest:
-        raise UserError(f"context={length} is beyond the model's {model.config.context} learned positions: lower it")
-    corpus = prepare(DataConfig(**run["data"]), TokenizerConfig(**run["tokenizer"]))
+        raise UserError(f"context={length} is beyond the {model.longest} tokens the model can read: lower it")
+    settings = TokenizerConfig(**run["tokenizer"])
+    given = tokenizer if settings.source == "init_from" else None
+    corpus = prepare(DataConfig(**run["data"]), settings, given=given)
     if corpus.tokenizer.fingerprint() != tokenizer.fingerprint():
         raise UserError(
             f"{folder} was trained with another tokenizer than its run's configuration gives today: "

@@ -62,8 +62,8 @@ def generate_tokens(
     longest = model.longest
     if longest is not None and capacity > longest:
         raise UserError(
-            f"{len(tokens)} prompt tokens and max_new_tokens={max_new_tokens} exceed the {longest} "
-            "learned positions: shorten the prompt or lower max_new_tokens"
+            f"{len(tokens)} prompt tokens and max_new_tokens={max_new_tokens} exceed the {longest} tokens "
+            "the model can read: shorten the prompt or lower max_new_tokens"
         )
     device = model.embedding.weight.device
     generator = torch.Generator(device)

@@ -9,6 +9,14 @@ from gptstar.model.config import ModelConfig
 from gptstar.model.norms import is_norm
 
 
+class ZeroLinear(nn.Linear):
+    """A Linear that starts at zero."""
+
+    def initialize_own(self) -> None:
+        """Called after the general initialisation."""
+        nn.init.zeros_(self.weight)
+
+
 class Adapter(nn.Module):
     """x + up(gelu(down(x))) on a sublayer's output, (..., C) -> (..., C) (Houlsby et al., arXiv:1902.00751).
 
@@ -18,11 +26,7 @@ class Adapter(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.down = nn.Linear(config.d_model, config.adapter_width)
-        self.up = nn.Linear(config.adapter_width, config.d_model)
-
-    def initialize_own(self) -> None:
-        """Called after the general initialisation."""
-        nn.init.zeros_(self.up.weight)
+        self.up = ZeroLinear(config.adapter_width, config.d_model)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.up(F.gelu(self.down(x)))

@@ -24,54 +24,49 @@ class Sight:
     bias: what is added to the scaled scores, -inf where a key may not be seen, (B or 1, H or 1, T, S); None: plain
     causal.
     turning: what turns queries and keys, (B, H, T, D), or None.
-    position: of each token, (T,) or (B, T); S - T tokens were read before.
+    position: of each token, (T,) or (B, T). n_key: S, how many tokens there are with those read before.
     """
 
     bias: Tensor | None
     turning: Callable[[Tensor], Tensor] | None
     position: Tensor
-    n_before: int
+    n_key: int
     padding_B: Tensor | None
 
 
-def visible(n_query: int, n_key: int, window: int, device: torch.device) -> Tensor:
-    """(n_query, n_key) bool, True where a key may be seen; the queries are the last n_query positions.
+def visible(slot: Tensor, n_key: int, window: int) -> Tensor:
+    """(..., n_key) bool, True where a key may be seen by queries that stand at `slot` (...) among the keys.
 
     window: how many positions are seen, the query's own included (Beltagy et al., arXiv:2004.05150); 0: all.
     """
-    seen = torch.ones(n_query, n_key, dtype=torch.bool, device=device).tril(n_key - n_query)
-    return seen.triu(n_key - n_query - window + 1) if window else seen
-
-
-def positions(n_before: int, n_token: int, padding_B: Tensor | None, device: torch.device) -> Tensor:
-    """Of n_token tokens that follow n_before: (T,), or (B, T) counted from each row's first token after its padding."""
-    position_T = torch.arange(n_before, n_before + n_token, device=device)
-    return position_T if padding_B is None else (position_T - padding_B[:, None]).clamp(min=0)
+    key = torch.arange(n_key, device=slot.device)
+    seen = key <= slot[..., None]
+    return seen & (key > slot[..., None] - window) if window else seen
 
 
 def make_sight(
-    scheme: NoPosition, window: int, position: Tensor, n_before: int, padding_B: Tensor | None, dtype: torch.dtype
+    scheme: NoPosition, window: int, slot: Tensor, n_key: int, padding_B: Tensor | None, dtype: torch.dtype
 ) -> Sight:
-    """What tokens at `position` see through `scheme` and a window.
+    """What tokens see through `scheme` and a window.
 
+    slot: where they stand among the n_key keys, (T,) where they are the last of them, (B, T) where rows differ.
     A bias holds the mask, because SDPA takes a bias or a causal flag. Padding sees itself, so that no row of scores is
     empty, and nothing else sees padding.
     """
-    n_query, device = position.shape[-1], position.device
-    n_key = n_before + n_query
+    position = slot if padding_B is None else (slot - padding_B[:, None]).clamp(min=0)
     turning = scheme.turning(position, dtype)
-    bias = scheme.score_bias(n_query, n_key, device, dtype)
+    bias = scheme.score_bias(slot, n_key, dtype)
     window = window if window < n_key else 0
-    if bias is None and not window and padding_B is None:
-        return Sight(None, turning, position, n_before, None)
-    seen = visible(n_query, n_key, window, device)[None, None]
+    if bias is None and not window and padding_B is None and slot.ndim == 1:
+        return Sight(None, turning, position, n_key, None)
+    seen = visible(slot, n_key, window)
     if padding_B is not None:
-        slot = torch.arange(n_key, device=device)
-        itself = slot == slot[n_before:, None]
-        seen = seen & ((slot >= padding_B[:, None, None, None]) | itself)
+        key = torch.arange(n_key, device=slot.device)
+        seen = seen & ((key >= padding_B[:, None, None]) | (key == slot[..., None]))
     if bias is None:
-        bias = torch.zeros((), device=device, dtype=dtype)
-    return Sight(torch.where(seen, bias, -torch.inf), turning, position, n_before, padding_B)
+        bias = torch.zeros((), device=slot.device, dtype=dtype)
+    bias = torch.where(seen.unsqueeze(-3), bias, -torch.inf)
+    return Sight(bias if bias.ndim == 4 else bias[None], turning, position, n_key, padding_B)
 
 
 class Kernel(Protocol):
@@ -93,7 +88,7 @@ def dense_attention(
     if softcap:
         scores = softcap * (scores / softcap).tanh()
     if bias is None:
-        scores = scores.masked_fill(~visible(n_query, n_key, 0, scores.device), -torch.inf)
+        scores = scores.masked_fill(~visible(_last(n_query, n_key, scores.device), n_key, 0), -torch.inf)
     else:
         scores = scores + bias
     return scores.softmax(-1) @ v_BHSD
@@ -112,10 +107,14 @@ def sdpa_attention(
     elif square or n_query == 1:
         mask, causal = None, square
     else:
-        mask, causal = visible(n_query, n_key, 0, q_BHTD.device), False
+        mask, causal = visible(_last(n_query, n_key, q_BHTD.device), n_key, 0), False
     return F.scaled_dot_product_attention(
         q_BHTD, k_BKSD, v_BKSD, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
     )
+
+
+def _last(n_query: int, n_key: int, device: torch.device) -> Tensor:
+    return torch.arange(n_key - n_query, n_key, device=device)
 
 
 KERNELS: dict[str, Kernel] = {"dense": dense_attention, "sdpa": sdpa_attention}

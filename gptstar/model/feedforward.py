@@ -64,5 +64,9 @@ class FeedForward(nn.Module):
         self.activation = ACTIVATIONS[config.activation]
         self.down = nn.Linear(config.d_feedforward, config.d_model, bias=config.feedforward_bias)
 
+    def up(self, x_BTC: Tensor) -> Tensor:
+        """The first half: (B, T, C) -> (B, T, F)."""
+        return self.activation(self.inputs(x_BTC))
+
     def forward(self, x_BTC: Tensor) -> Tensor:
-        return self.down(self.activation(self.inputs(x_BTC)))
+        return self.down(self.up(x_BTC))

@@ -10,9 +10,8 @@ from gptstar.model.attention import Attention, Sight, key_value_cache
 from gptstar.model.block import Block, after_sublayer
 from gptstar.model.cache import KeyValueCache
 from gptstar.model.config import ModelConfig
-from gptstar.model.feedforward import ACTIVATIONS, input_parts
+from gptstar.model.feedforward import FeedForward
 from gptstar.model.norms import build_norm
-from gptstar.model.projections import FusedLinear
 
 
 class SpatialGate(nn.Module):
@@ -41,16 +40,13 @@ class SpatialGate(nn.Module):
         mixed_BSF = self.norm(x_BTF)
         if cache is not None:
             mixed_BSF = cache.append(self.layer, "gate", mixed_BSF[:, None])[:, 0]
-        n_key, position = mixed_BSF.shape[1], sight.position
-        weight = self.weight.tril()
+        weight, position = self.weight.tril()[sight.position], sight.position  # (T, context) or (B, T, context)
         if sight.padding_B is None:
-            weight = weight[sight.n_before : n_key, :n_key]
+            weight = weight[..., : sight.n_key]
         else:  # each row's positions start after its padding, which is not mixed in
-            slot = torch.arange(n_key, device=weight.device)
-            key = (slot - sight.padding_B[:, None]).clamp(min=0)
-            weight = weight[position[:, :, None], key[:, None, :]]
-            weight = weight * (slot >= sight.padding_B[:, None])[:, None, :]
-            weight = weight.tril(sight.n_before)  # padding queries sit at position 0 and would see the first token
+            key = torch.arange(sight.n_key, device=weight.device) - sight.padding_B[:, None]
+            weight = weight.gather(-1, key.clamp(min=0)[:, None, :].expand(-1, weight.shape[1], -1))
+            weight = weight * (key >= 0)[:, None, :]
         return weight.to(mixed_BSF.dtype) @ mixed_BSF + self.bias[position][..., None].to(mixed_BSF.dtype)
 
 
@@ -68,25 +64,23 @@ class GatedMLPBlock(Block):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.norm = build_norm(config.norm, config.d_model, config.norm_eps)
-        self.inputs = FusedLinear(input_parts(config), config.d_model, bias=config.feedforward_bias)
-        self.activation = ACTIVATIONS[config.activation]
+        self.feedforward = FeedForward(config)
         self.spatial_gate = SpatialGate(config, layer)
-        self.down = nn.Linear(config.d_feedforward, config.d_model, bias=config.feedforward_bias)
         self.adapter = build_adapter(config)
         self.after = after_sublayer(config)
 
     def forward(self, x_BTC: Tensor, sight: Sight, cache: KeyValueCache | None) -> Tensor:
         normed_BTC = self.norm(x_BTC)
-        up_BTF = self.activation(self.inputs(normed_BTC))
+        up_BTF = self.feedforward.up(normed_BTC)
         gate_BTF = self.spatial_gate(up_BTF, sight, cache) + self.attend(normed_BTC, sight, cache)
-        return x_BTC + self.after(self.adapter(self.down(up_BTF * gate_BTF)))
+        return x_BTC + self.after(self.adapter(self.feedforward.down(up_BTF * gate_BTF)))
 
     def attend(self, normed_BTC: Tensor, sight: Sight, cache: KeyValueCache | None) -> Tensor | float:
         """What attention adds to the gate, (B, T, F); nothing here."""
         return 0.0
 
     def residual_outputs(self) -> list[Tensor]:
-        return [self.down.weight]
+        return [self.feedforward.down.weight]
 
     @staticmethod
     def check(config: ModelConfig) -> None:

@@ -26,7 +26,7 @@ def initialize(model: nn.Module, config: ModelConfig) -> None:
     """Fills every parameter of a GPT by the table above, from torch's global random state."""
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if name == "bias":
+            if name in ("bias", "head_bias"):
                 parameter.zero_()
             elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
                 parameter.fill_(1.0)

@@ -4,8 +4,8 @@ A scheme may add to the embedding (`embed`), turn queries and keys (`turning`) o
 (`score_bias`); the base class does none of it. A new scheme is a class here and an entry in `SCHEMES`; its key there is
 its name in configurations.
 
-Positions arrive as int64 tensors, (T,) where all rows of a batch stand alike, (B, T) where they begin at different
-places (left padding); a padding token's own position is 0.
+Positions arrive as int64 tensors, (T,) where all rows of a batch stand alike, (B, T) where they differ (left padding,
+or rows of a cache that are not equally long); a padding token's own position is 0.
 """
 
 from __future__ import annotations
@@ -29,9 +29,6 @@ class NoPosition(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
 
-    def initialize_own(self) -> None:
-        """Called after the general initialisation, for parameters that want another."""
-
     def embed(self, x_BTC: Tensor, position: Tensor) -> Tensor:
         """The embeddings with what this scheme adds to them."""
         return x_BTC
@@ -40,10 +37,11 @@ class NoPosition(nn.Module):
         """What turns the queries and keys (B, H, T, D) of these positions before they are compared, or None."""
         return None
 
-    def score_bias(self, n_query: int, n_key: int, device: torch.device, dtype: torch.dtype) -> Tensor | None:
-        """What to add to the scaled scores, (H, n_query, n_key), or None.
+    def score_bias(self, slot: Tensor, n_key: int, dtype: torch.dtype) -> Tensor | None:
+        """What to add to the scaled scores of n_key keys, (H, T, n_key) or (B, H, T, n_key), or None.
 
-        The queries are the last n_query of the n_key positions. The causal mask is not in it.
+        slot: where the queries stand among the keys, (T,) or (B, T), left padding counted. The causal mask is not in
+        the bias.
         """
         return None
 
@@ -127,10 +125,9 @@ def alibi_slopes(n_head: int) -> list[float]:
     return slopes + [2.0 ** (-8 * k / (2 * power)) for k in range(1, 2 * power + 1, 2)][: n_head - power]
 
 
-def _distance(n_query: int, n_key: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(n_query, n_key): key position minus query position, at most 0 where the key may be seen."""
-    j_S = torch.arange(n_key, device=device, dtype=dtype)
-    return j_S[None, :] - j_S[n_key - n_query :, None]
+def _distance(slot: Tensor, n_key: int) -> Tensor:
+    """(..., 1, T, n_key) int64: key minus query, at most 0 where the key may be seen; the 1 stands for the heads."""
+    return (torch.arange(n_key, device=slot.device) - slot[..., None]).unsqueeze(-3)
 
 
 class ALiBi(NoPosition):
@@ -140,11 +137,11 @@ class ALiBi(NoPosition):
         super().__init__(config)
         self.slopes = alibi_slopes(config.n_head)
 
-    def score_bias(self, n_query: int, n_key: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    def score_bias(self, slot: Tensor, n_key: int, dtype: torch.dtype) -> Tensor:
         # In fp32 even for a bf16 model, whose numbers cannot tell positions beyond 256 apart.
         exact = torch.promote_types(dtype, torch.float32)
-        slopes_H = torch.tensor(self.slopes, device=device, dtype=exact)
-        return (slopes_H[:, None, None] * _distance(n_query, n_key, device, exact)).to(dtype)
+        slopes_H = torch.tensor(self.slopes, device=slot.device, dtype=exact)
+        return (slopes_H[:, None, None] * _distance(slot, n_key)).to(dtype)
 
 
 class LearnedALiBi(NoPosition):
@@ -155,13 +152,14 @@ class LearnedALiBi(NoPosition):
         self.log_slopes = nn.Parameter(torch.empty(config.n_head))
 
     def initialize_own(self) -> None:
+        """Called after the general initialisation."""
         with torch.no_grad():
             self.log_slopes.copy_(torch.tensor(alibi_slopes(len(self.log_slopes))).log())
 
-    def score_bias(self, n_query: int, n_key: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    def score_bias(self, slot: Tensor, n_key: int, dtype: torch.dtype) -> Tensor:
         exact = torch.promote_types(dtype, torch.float32)
         slopes_H = self.log_slopes.to(exact).exp()
-        return (slopes_H[:, None, None] * _distance(n_query, n_key, device, exact)).to(dtype)
+        return (slopes_H[:, None, None] * _distance(slot, n_key)).to(dtype)
 
 
 class RelativeBias(NoPosition):
@@ -176,12 +174,12 @@ class RelativeBias(NoPosition):
         super().__init__(config)
         self.bucket_bias = nn.Parameter(torch.empty(self.n_bucket, config.n_head))
 
-    def score_bias(self, n_query: int, n_key: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-        back = -_distance(n_query, n_key, device, torch.float32).clamp(max=0)
+    def score_bias(self, slot: Tensor, n_key: int, dtype: torch.dtype) -> Tensor:
+        back = -_distance(slot, n_key).squeeze(-3).clamp(max=0)
         share = (back.clamp(min=1) / self.exact).log() / math.log(self.furthest / self.exact)
         far = (self.exact + share * (self.n_bucket - self.exact)).long().clamp(max=self.n_bucket - 1)
-        bucket = torch.where(back < self.exact, back.long(), far)
-        return self.bucket_bias[bucket].permute(2, 0, 1).to(dtype)
+        bucket = torch.where(back < self.exact, back, far)
+        return self.bucket_bias[bucket].movedim(-1, -3).to(dtype)
 
 
 SCHEMES: dict[str, type[NoPosition]] = {

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptstar.model.attention import Sight, make_sight, positions
-from gptstar.model.cache import KeyValueCache
+from gptstar.model.attention import Sight, make_sight
+from gptstar.model.cache import KeyValueCache, RowsCache
 from gptstar.model.choices import BLOCKS, check_choices, longest
 from gptstar.model.config import ModelConfig
 from gptstar.model.initialization import initialize
@@ -17,6 +17,8 @@ from gptstar.model.loss import linear_cross_entropy, softcapped
 from gptstar.model.norms import build_norm
 from gptstar.model.positions import SCHEMES, NoPosition
 from gptstar.model.projections import load_fused_parts
+
+C = TypeVar("C", bound=KeyValueCache)
 
 
 class GPT(nn.Module):
@@ -52,8 +54,15 @@ class GPT(nn.Module):
 
     def new_cache(self, batch: int, capacity: int) -> KeyValueCache:
         """An empty cache for up to `capacity` tokens of `batch` sequences, in the model's dtype and on its device."""
+        return self._new_cache(KeyValueCache, batch, capacity)
+
+    def new_rows_cache(self, batch: int, capacity: int) -> RowsCache:
+        """The same for sequences that differ in length."""
+        return self._new_cache(RowsCache, batch, capacity)
+
+    def _new_cache(self, kind: type[C], batch: int, capacity: int) -> C:
         weight, layout = self.embedding.weight, BLOCKS[self.config.block].cached(self.config)
-        return KeyValueCache(layout, self.config.n_layer, batch, capacity, weight.device, weight.dtype)
+        return kind(layout, self.config.n_layer, batch, capacity, weight.device, weight.dtype)
 
     def hidden(self, tokens_BT: Tensor, cache: KeyValueCache | None = None, padding_B: Tensor | None = None) -> Tensor:
         """The final norm's output, (B, T, C). With a cache the tokens continue what the cache has seen.
@@ -61,17 +70,19 @@ class GPT(nn.Module):
         padding_B: how many tokens at the left of each row are padding, of all the row's tokens, those in the cache
         included. Where a token is padding the output means nothing.
         """
-        n_before = 0 if cache is None else cache.length
-        self._check_length(n_before + tokens_BT.shape[1], padding_B)
-        position = positions(n_before, tokens_BT.shape[1], padding_B, tokens_BT.device)
+        n_token, device = tokens_BT.shape[1], tokens_BT.device
+        n_key = n_token if cache is None else cache.n_key(n_token)
+        self._check_length(n_key, padding_B)
+        slot = torch.arange(n_token, device=device) if cache is None else cache.slots(n_token, device)
+        position = slot if padding_B is None else (slot - padding_B[:, None]).clamp(min=0)
         x_BTC = self.embedding(tokens_BT)
         for scheme in self._schemes().values():
             x_BTC = scheme.embed(x_BTC, position)
         x_BTC = self.embedding_norm(x_BTC)
-        for block, sight in zip(self.blocks, self._sights(x_BTC, position, n_before, padding_B), strict=True):
+        for block, sight in zip(self.blocks, self._sights(x_BTC, slot, n_key, padding_B), strict=True):
             x_BTC = block(x_BTC, sight, cache)
         if cache is not None:
-            cache.advance(tokens_BT.shape[1])
+            cache.advance(n_token)
         return self.norm(x_BTC)
 
     def _check_length(self, n_token: int, padding_B: Tensor | None) -> None:
@@ -86,7 +97,7 @@ class GPT(nn.Module):
                 "shorten the input, or use a model with relative positions (alibi)"
             )
 
-    def _sights(self, x_BTC: Tensor, position: Tensor, n_before: int, padding_B: Tensor | None) -> list[Sight]:
+    def _sights(self, x_BTC: Tensor, slot: Tensor, n_key: int, padding_B: Tensor | None) -> list[Sight]:
         """What each layer may see; layers with the same position and window share one."""
         device = x_BTC.device
         autocasting = torch.is_autocast_enabled(device.type)
@@ -97,7 +108,7 @@ class GPT(nn.Module):
         keys = [(scheme, self.config.window(layer)) for layer, scheme in enumerate(self.config.schemes)]
         for scheme, window in keys:
             if (scheme, window) not in made:
-                made[scheme, window] = make_sight(schemes[scheme], window, position, n_before, padding_B, dtype)
+                made[scheme, window] = make_sight(schemes[scheme], window, slot, n_key, padding_B, dtype)
         return [made[key] for key in keys]
 
     def _schemes(self) -> dict[str, NoPosition]:

@@ -48,12 +48,21 @@ class Family:
 
     def fill(self, model: GPT, theirs: Stored) -> None:
         """Puts their tensors into a model of this family's shape. Raises UserError as `fill` does."""
+        tied = ("lm_head.weight", "embed_out.weight") if model.config.tie_head else ()
+        fill(model, self.entries(model.config), self.named(theirs), ignored=(*self.ignored, *tied))
+
+    def dtype(self, theirs: Stored, config: ModelConfig) -> torch.dtype:
+        """Of the stored weights: that of the first one the model has (old files carry buffers of other types)."""
+        named = self.named(theirs)
+        return next((named[e.theirs]().dtype for e in self.entries(config) if e.theirs in named), torch.float32)
+
+    def named(self, theirs: Stored) -> Stored:
+        """Their tensors under the names that `entries` has."""
         theirs = {self.aliases.get(name, name): read for name, read in theirs.items()}
         if not any(name.startswith(self.prefix) for name in theirs):  # saved from the model without its head
             heads = ("lm_head", "embed_out")
             theirs = {n if n.startswith(heads) else self.prefix + n: read for n, read in theirs.items()}
-        tied = ("lm_head.weight", "embed_out.weight") if model.config.tie_head else ()
-        fill(model, self.entries(model.config), theirs, ignored=(*self.ignored, *tied))
+        return theirs
 
     def export_weights(self, ours: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
         """Their state dict; importing it again gives the same bits."""
@@ -152,3 +161,13 @@ def rotary_settings(config: dict, fraction: float) -> dict:
         rope.get("partial_rotary_factor") or config.get("rotary_pct") or config.get("partial_rotary_factor") or fraction
     )
     return {"rotary_base": float(base), "rotary_fraction": float(share)}
+
+
+def even_rotary(config: ModelConfig) -> ModelConfig:
+    """The configuration, unless the turning channels of a head do not make pairs: transformers then turns one more."""
+    turning = int(config.head_size * config.rotary_fraction)
+    if turning % 2:
+        raise UserError(
+            f"{turning} rotary channels in heads of {config.head_size} are not supported: an even number is"
+        )
+    return config

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from gptstar.errors import UserError
 from gptstar.model.config import ModelConfig
-from gptstar.pretrained.family import Entry, Family, rotary_settings, same
+from gptstar.pretrained.family import Entry, Family, even_rotary, rotary_settings, same
 
 
 def _read(c: dict) -> ModelConfig:
     if c.get("hidden_act", "silu") != "silu":
         raise UserError(f"hidden_act={c['hidden_act']!r} is not supported: silu is")
-    return ModelConfig(
+    config = ModelConfig(
         name="llama",
         vocab_size=c["vocab_size"],
         n_layer=c["num_hidden_layers"],
@@ -31,6 +31,9 @@ def _read(c: dict) -> ModelConfig:
         tie_head=c.get("tie_word_embeddings", False),
         **rotary_settings(c, fraction=1.0),
     )
+    if config.rotary_fraction != 1:
+        raise UserError(f"partial_rotary_factor={config.rotary_fraction} is not supported: 1 is")
+    return even_rotary(config)
 
 
 def _write(config: ModelConfig) -> dict:

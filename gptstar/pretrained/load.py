@@ -19,8 +19,9 @@ from gptstar.pretrained.neox_slim import is_neox_slim, load_neox_slim, neox_slim
 from gptstar.pretrained.star_archive import is_star_archive, load_star_archive, star_archive_config
 from gptstar.pretrained.transformers_folder import load_transformers_folder, transformers_config
 
-HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json", "vocab.json", "merges.txt"]
-HUB_FILES += ["tokenizer_config.json"]
+HUB_FILES = ["config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"]
+HUB_WEIGHTS = (["*.safetensors", "*.safetensors.index.json"], ["*.bin", "*.bin.index.json"])  # the latter if need be
+OF_NOBODY = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # hub names without an owner
 
 
 def load(
@@ -70,7 +71,8 @@ def _find(source: str | Path) -> tuple[Layout, Path]:
         return TRANSFORMERS, path
     if is_neox_slim(path):
         return NEOX_SLIM, path
-    if not path.exists() and not path.parent.is_dir() and str(source).count("/") == 1:
+    owned = str(source).count("/") == 1 and not path.parent.is_dir()
+    if not path.exists() and (owned or str(source) in OF_NOBODY):
         return TRANSFORMERS, _download(str(source))
     return NATIVE, path
 
@@ -87,7 +89,11 @@ def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+        for weights in HUB_WEIGHTS:
+            folder = Path(snapshot_download(name, allow_patterns=HUB_FILES + weights, ignore_patterns=["*/*"]))
+            if any(path for pattern in weights for path in folder.glob(pattern)):
+                break
+        return folder
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{name} is no local folder and could not be had from the hub: {reason}") from error

@@ -22,10 +22,11 @@ from safetensors.torch import save_file
 
 from gptstar.data.tokenizer import Tokenizer, load_tokenizer
 from gptstar.errors import UserError
+from gptstar.model.choices import check_choices
 from gptstar.model.config import ModelConfig
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.family import Entry, fill
-from gptstar.pretrained.stored import open_safetensors
+from gptstar.pretrained.stored import Stored, open_safetensors
 
 FORMAT = "gptstar-1"
 STEP_PREFIX = "step-"
@@ -57,24 +58,35 @@ def load_native(
     """
     folder = find_checkpoint(source)
     config = read_config(folder)
+    eot_token = read_json(folder).get("eot_token")
+    if not isinstance(eot_token, str):
+        raise UserError(f"{folder / 'config.json'} names no eot_token: the checkpoint is damaged, use another one")
     with torch.device("meta"):
         model = GPT(config)
-    model = model.to_empty(device=device)
+    model = model.to(dtype=dtype or _stored_dtype(folder)).to_empty(device=device)
     load_weights(folder, model)
-    return model.to(dtype=dtype).eval(), load_tokenizer(str(folder / "tokenizer.json"), read_json(folder)["eot_token"])
+    return model.eval(), load_tokenizer(str(folder / "tokenizer.json"), eot_token)
 
 
 def load_weights(folder: Path, model: GPT) -> None:
     """Fills a model from model.safetensors; UserError for missing, unknown, mis-shaped or not finite tensors."""
-    path = folder / "model.safetensors"
-    try:
-        weights = open_safetensors(path)
-    except UserError as error:
-        raise UserError(f"{path.parent}: {error}: the checkpoint is damaged, use another one") from error
+    path, weights = folder / "model.safetensors", _open(folder)
     try:
         fill(model, [Entry(name, (name,)) for name in model.state_dict()], weights)
     except UserError as error:
         raise UserError(f"{path} does not fit its config.json: {error}") from error
+
+
+def _open(folder: Path) -> Stored:
+    try:
+        return open_safetensors(folder / "model.safetensors")
+    except UserError as error:
+        raise UserError(f"{folder}: {error}: the checkpoint is damaged, use another one") from error
+
+
+def _stored_dtype(folder: Path) -> torch.dtype | None:
+    read = _open(folder).get("embedding.weight")
+    return None if read is None else read().dtype
 
 
 def find_checkpoint(source: str | Path) -> Path:
@@ -123,7 +135,9 @@ def read_json(folder: Path) -> dict:
 def read_config(folder: Path) -> ModelConfig:
     """The ModelConfig of a checkpoint folder."""
     try:
-        return ModelConfig(**read_json(folder)["model"])
+        config = ModelConfig(**read_json(folder)["model"])
+        check_choices(config)
+        return config
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(f"{folder / 'config.json'} holds no valid model configuration: {error}") from error
 

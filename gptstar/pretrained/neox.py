@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from gptstar.model.config import ModelConfig
-from gptstar.pretrained.family import Entry, Family, activation, rotary_settings, same
+from gptstar.pretrained.family import Entry, Family, activation, even_rotary, rotary_settings, same
 
 
 def _read(c: dict) -> ModelConfig:
-    return ModelConfig(
+    config = ModelConfig(
         name="neox",
         vocab_size=c["vocab_size"],
         n_layer=c["num_hidden_layers"],
@@ -26,6 +26,7 @@ def _read(c: dict) -> ModelConfig:
         tie_head=c.get("tie_word_embeddings", False),
         **rotary_settings(c, fraction=0.25),
     )
+    return even_rotary(config)
 
 
 def _write(config: ModelConfig) -> dict:

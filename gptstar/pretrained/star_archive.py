@@ -15,8 +15,9 @@ from torch import Tensor
 from gptstar.data.tokenizer import Tokenizer, load_tokenizer
 from gptstar.errors import UserError
 from gptstar.model.config import ModelConfig
+from gptstar.model.positions import alibi_slopes
 from gptstar.model.transformer import GPT
-from gptstar.pretrained.family import Entry, fill, same
+from gptstar.pretrained.family import Entry, all_finite, fill, same
 from gptstar.pretrained.stored import in_memory, read_pickle
 
 IGNORED = (".attn.slopes", ".attn.mask", "lm_head.weight")  # buffers, and the tied head
@@ -35,9 +36,10 @@ def load_star_archive(
     Raises UserError for what cannot be read or lists the tensors that do not fit.
     """
     theirs = read_state_dict(path)
+    config = _shape(path, theirs)
     with torch.device("meta"):
-        model = GPT(_shape(path, theirs))
-    model = model.to(dtype=dtype).to_empty(device=device)
+        model = GPT(config)
+    model = model.to(dtype=dtype or theirs["wte.weight"].dtype).to_empty(device=device)
     try:
         fill(model, _entries(model.config), in_memory(theirs), IGNORED)
     except UserError as error:
@@ -75,7 +77,7 @@ def read_moments(path: Path) -> dict[str, dict[str, Tensor]] | None:
     that is not AdamW's or does not fit the weights.
     """
     content = _read(path)
-    if "optimizer" not in content:
+    if not isinstance(content.get("optimizer"), dict):
         return None
     theirs = read_state_dict(path)
     entries = {entry.theirs: entry for entry in _entries(_shape(path, theirs))}
@@ -91,6 +93,8 @@ def read_moments(path: Path) -> dict[str, dict[str, Tensor]] | None:
         parts = {kind: found.get(kind) for kind in ("exp_avg", "exp_avg_sq")}
         if "step" not in found or any(t is None or t.shape != theirs[name].shape for t in parts.values()):
             raise UserError(f"{path}: its optimizer state for {name} is not AdamW's (it holds {', '.join(found)})")
+        if not all(all_finite(t) for t in parts.values()):
+            raise UserError(f"{path}: its optimizer state for {name} is not finite")
         step = torch.as_tensor(found["step"], dtype=torch.float32)
         moments[entries[name].ours[0]] = {"step": step, **parts}
     return moments
@@ -101,6 +105,10 @@ def _shape(path: Path, theirs: dict[str, Tensor]) -> ModelConfig:
         return _inferred(path, theirs)
     except KeyError as error:
         raise UserError(f"{path} is no GPT* checkpoint: it has no {error}") from error
+    except (ValueError, ZeroDivisionError, IndexError) as error:
+        raise UserError(
+            f"{path} is no GPT* checkpoint: its tensors have impossible names or shapes ({error})"
+        ) from error
 
 
 def _inferred(path: Path, theirs: dict[str, Tensor]) -> ModelConfig:
@@ -110,6 +118,8 @@ def _inferred(path: Path, theirs: dict[str, Tensor]) -> ModelConfig:
     learned = "wpe.weight" in theirs
     without = d_model // 64 if learned else 8  # both published GPT* have 8 heads
     n_head = without if slopes is None else slopes.numel()
+    if slopes is not None and not torch.allclose(slopes.flatten().float(), torch.tensor(alibi_slopes(n_head))):
+        raise UserError(f"{path}: blocks.0.attn.slopes are not the ALiBi slopes of {n_head} heads")
     return ModelConfig(
         name=path.name.partition(".")[0],
         vocab_size=vocab_size,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,6 @@ from torch import Tensor
 from gptstar.errors import UserError
 
 Stored = dict[str, Callable[[], Tensor]]  # {name: reads the tensor}
-UNREADABLE = (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError)
 
 
 def open_safetensors(path: Path) -> Stored:
@@ -22,7 +20,7 @@ def open_safetensors(path: Path) -> Stored:
     try:
         with safe_open(path, framework="pt") as file:
             return {name: partial(_read_safetensor, path, name) for name in file.keys()}  # noqa: SIM118
-    except UNREADABLE as error:
+    except (OSError, SafetensorError) as error:
         raise UserError(f"{path.name} cannot be read ({' '.join(str(error).split())[:200]})") from error
 
 
@@ -54,7 +52,7 @@ def read_pickle(path: Path) -> dict:
             if "mmap can only be used" not in str(error):  # files older than torch 1.6
                 raise
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
+    except Exception as error:  # an unpickler stumbles over a strange file in any way there is
         raise UserError(f"{path.name} cannot be read ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path.name} holds no state dict")

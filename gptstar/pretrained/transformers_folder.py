@@ -44,7 +44,7 @@ def load_transformers_folder(
         model = GPT(shape)
     try:
         weights = _open_weights(folder)
-        kept = dtype or next(read() for read in weights.values()).dtype
+        kept = dtype or family.dtype(weights, shape)
         model = model.to(dtype=kept).to_empty(device=device)
         family.fill(model, weights)
     except UserError as error:
@@ -59,7 +59,7 @@ def transformers_config(folder: Path) -> ModelConfig:
 
 def _read_config(folder: Path) -> tuple[Family, ModelConfig]:
     config = json.loads((folder / "config.json").read_text())
-    family = FAMILIES.get(config.get("model_type", ""))
+    family = FAMILIES.get(str(config.get("model_type")))
     if family is None:
         raise UserError(
             f"{folder}/config.json: model_type={config.get('model_type')!r} is not supported: {', '.join(FAMILIES)} are"
@@ -150,16 +150,19 @@ def _eot_token(folder: Path) -> str | None:
     """What the folder's own tokenizer_config.json says ends a text."""
     try:
         token = json.loads((folder / "tokenizer_config.json").read_text())["eos_token"]
-    except (OSError, ValueError, KeyError):
+        return token["content"] if isinstance(token, dict) else token
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return token["content"] if isinstance(token, dict) else token
 
 
 def _open_weights(folder: Path) -> Stored:
     for name, read in (("model.safetensors", open_safetensors), ("pytorch_model.bin", open_pickle)):
         index = folder / f"{name}.index.json"
         if index.is_file():
-            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            try:
+                files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise UserError(f"{index.name} is damaged: it has no weight_map") from error
         elif (folder / name).is_file():
             files = [name]
         else:

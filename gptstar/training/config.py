@@ -167,6 +167,10 @@ class TrainConfig:
             )
         if self.trainer.trainable == "adapters" and not self.model.adapter_width:
             raise UserError("trainer.trainable=adapters needs adapters in the model: set model.adapter_width, e.g. 64")
+        if self.init_from and self.tokenizer.source == "train":
+            raise UserError(
+                f"init_from={self.init_from} has embeddings for its own tokenizer: set tokenizer.source=init_from"
+            )
         if self.tokenizer.source == "init_from" and not self.init_from:
             raise UserError("tokenizer.source=init_from needs a model to start from: set init_from")
         if self.schedule.warmup_steps > total:

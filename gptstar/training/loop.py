@@ -73,6 +73,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
     corpus = prepare(config.data, config.tokenizer, console, _given_tokenizer(config, start, origin))
     _check_corpus(config, corpus)
     trainer = Trainer(config, corpus, device, origin)
+    del origin  # a model and perhaps its moments: not needed for the rest of the run
     if start is not None:
         restore_checkpoint(start, trainer.state)
         if trainer.total < trainer.state.step:

@@ -86,7 +86,8 @@ def _refuse_used(run: Path) -> None:
 
 
 def _refuse_changes(origin: Path, config: TrainConfig) -> None:
-    before, now = _flat(read_run_config(origin)), _flat(_plain(asdict(config)))
+    usual = _flat(_plain(asdict(TrainConfig())))  # of settings that did not exist when the run was made
+    before, now = usual | _flat(read_run_config(origin)), _flat(_plain(asdict(config)))
     changed = [
         f"{key} {before.get(key)!r} -> {now.get(key)!r}"
         for key in sorted({*before, *now})

@@ -71,7 +71,7 @@ def test_impossible_settings_are_refused(train_config, settings, error, words):
 def test_learned_positions_limit_the_context(train_config):
     config = dataclasses.replace(train_config, model=tiny_model(position="learned"))
     train(config)
-    with pytest.raises(UserError, match="context=64 is beyond the model's 32 learned positions"):
+    with pytest.raises(UserError, match="context=64 is beyond the 32 tokens the model can read"):
         evaluate(EvaluateConfig(checkpoint=config.run_dir, device="cpu", context=64))
 
 

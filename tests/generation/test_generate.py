@@ -101,6 +101,6 @@ def test_settings_out_of_range_are_refused(tokenizer, settings, words):
 
 
 def test_learned_positions_are_a_limit_and_alibi_is_not(tokenizer):
-    with pytest.raises(UserError, match="exceed the 32 learned positions"):
+    with pytest.raises(UserError, match="exceed the 32 tokens the model can read"):
         generate(model(position="learned"), tokenizer, "abc", 40)
     generate(model(), tokenizer, "abc", 40, seed=0)

@@ -118,6 +118,25 @@ def answers_every_question(config: ModelConfig) -> None:
     torch.testing.assert_close(padded[0], logits[0], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(padded[1:, 4:], model(tokens[1:, 4:]), rtol=1e-9, atol=1e-9)
 
+    # Rows of unequal length in one cache, each continued at its own end.
+    rows = model.new_rows_cache(3, N_TOKEN)
+    for row, held in enumerate((3, 9)):
+        view = rows.row(row)
+        model(tokens[row : row + 1, :held], cache=view)
+        rows.lengths[row] = view.length
+    rows.swap(1, 2)
+    rows.swap(1, 2)
+    rows.n_active = 2
+    for step in (0, 1):
+        following = torch.stack((tokens[0, 3 + step], tokens[1, 9 + step]))[:, None]
+        read = model(following, cache=rows)[:, 0]
+        torch.testing.assert_close(read[0], logits[0, 3 + step], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(read[1], logits[1, 9 + step], rtol=1e-9, atol=1e-9)
+    rows.copy(0, 1, 4)
+    rows.lengths[0] = 4
+    read = model(tokens[:1, 4:6].expand(2, 2), cache=rows)
+    torch.testing.assert_close(read, logits[:1, 4:6].expand(2, -1, -1), rtol=1e-9, atol=1e-9)
+
     other = build(config)
     with torch.no_grad():
         for parameter in other.parameters():

@@ -34,7 +34,7 @@ def test_logits_equal_a_plain_loop_over_tokens(changes):
 
     x = [w["embedding.weight"][token] for token in tokens]
     read = [norm(row, "blocks.0.norm") for row in x]
-    up = [F.gelu(linear(row, "blocks.0.up")) for row in read]
+    up = [F.gelu(linear(row, "blocks.0.feedforward.up")) for row in read]
     gated = [norm(row, "blocks.0.spatial_gate.norm") for row in up]
     written = []
     for t in range(len(tokens)):
@@ -47,7 +47,7 @@ def test_logits_equal_a_plain_loop_over_tokens(changes):
             shares = torch.stack(scores).softmax(0)
             seen = sum(share * linear(read[s], "blocks.0.attention.value") for s, share in enumerate(shares))
             gate = gate + linear(seen, "blocks.0.attention.output")
-        written.append(norm(x[t] + linear(up[t] * gate, "blocks.0.down"), "norm"))
+        written.append(norm(x[t] + linear(up[t] * gate, "blocks.0.feedforward.down"), "norm"))
     expected = torch.stack(written) @ w["embedding.weight"].T
     torch.testing.assert_close(model(tokens[None])[0], expected, rtol=1e-11, atol=1e-11)
 
@@ -70,7 +70,7 @@ def test_the_mixing_matrix_stays_triangular_under_training():
 def test_it_starts_as_a_plain_feed_forward():
     model = GPT(tiny_model(**GMLP))
     x = torch.randn(1, 8, 48)
-    sight = model._sights(torch.zeros(1, 8, 32), torch.arange(8), 0, None)[0]
+    sight = model._sights(torch.zeros(1, 8, 32), torch.arange(8), 8, None)[0]
     torch.testing.assert_close(model.blocks[0].spatial_gate(x, sight, None), torch.ones(1, 8, 48), rtol=0, atol=1e-4)
 
 

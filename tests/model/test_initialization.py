@@ -8,11 +8,13 @@ from support import tiny_model
 @pytest.mark.parametrize(("block", "additions"), [("sequential", 2), ("parallel", 1), ("parallel_shared", 1)])
 def test_standard_deviations_are_those_of_the_table(block, additions):
     torch.manual_seed(0)
-    config = tiny_model(block=block, n_layer=8, d_model=128, n_head=8, d_head=32, d_ff=256, position="learned")
+    config = tiny_model(
+        block=block, n_layer=8, d_model=128, n_head=8, d_head=32, d_ff=256, position="learned", head_bias=True
+    )
     state = GPT(config).state_dict()
     residual = 0.02 / (8 * additions) ** 0.5
     for name, value in state.items():
-        if name.endswith("bias"):
+        if name.endswith("bias"):  # head_bias too
             assert not value.any(), name
         elif "norm" in name:
             assert (value == 1).all(), name

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import gptstar
 from gptstar.data.tokenizer import TokenizerConfig, train_tokenizer
 from gptstar.errors import UserError
+from gptstar.pretrained.transformers_folder import family_of
 from support import exact_logits, tiny_model
 
 transformers = pytest.importorskip("transformers")
@@ -162,8 +166,6 @@ def test_shards_and_old_pickles_load_the_same(tmp_path):
 
 
 def test_missing_unknown_misshapen_and_broken_tensors_are_listed(tmp_path):
-    from safetensors.torch import load_file, save_file
-
     folder = save(perturbed(gpt2), tmp_path)
     good = load_file(folder / "model.safetensors")
 
@@ -190,3 +192,70 @@ def test_what_is_not_supported_is_named(tmp_path):
         gptstar.load(tmp_path)
     with pytest.raises(UserError, match="nobody/nothing is no local folder and could not be had from the hub"):
         gptstar.load("nobody/nothing")
+
+
+def test_the_dtype_is_that_of_the_weights_whatever_buffers_come_first(tmp_path):
+    theirs = perturbed(neo).half()
+    folder = save(theirs, tmp_path)
+    weights = {key: value.clone() for key, value in theirs.state_dict().items() if key != "lm_head.weight"}
+    for first in (torch.ones(1, 1, 40, 40, dtype=torch.uint8), torch.ones(1, 1, 40, 40)):
+        save_file({**weights, "transformer.h.0.attn.attention.bias": first}, folder / "model.safetensors")
+        assert gptstar.load(folder)[0].embedding.weight.dtype == torch.float16
+
+
+def test_an_odd_number_of_rotary_channels_is_refused_and_exported_with_our_own_code(tmp_path):
+    """transformers turns one channel more than there is a pair for, or fails."""
+    with pytest.raises(UserError, match=r"3 rotary channels in heads of 12 are not supported: an even number is"):
+        gptstar.load(save(neox(hidden_size=36), tmp_path / "theirs"))
+    config = tiny_model(block="parallel", position="rotary", rotary_fraction=0.25, d_head=12, tie_head=False)
+    assert family_of(config).model_type == "gptstar"
+    assert family_of(dataclasses.replace(config, d_head=16)).model_type == "gptstar"  # wide heads
+    square = dataclasses.replace(config, d_model=48, d_head=16)
+    assert family_of(square).model_type == "gpt_neox"
+
+
+def test_damaged_folders_are_one_line(tmp_path):
+    folder = save(perturbed(gpt2), tmp_path)
+    whole = (folder / "model.safetensors").read_bytes()
+    save_file({}, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"missing tensors: transformer.h.0"):
+        gptstar.load(folder)
+    (folder / "model.safetensors").write_bytes(whole)
+    (folder / "tokenizer_config.json").write_text("[]")
+    gptstar.load(folder)
+    (folder / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(UserError, match=r"index.json is damaged: it has no weight_map"):
+        gptstar.load(folder)
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"hello")
+    with pytest.raises(UserError, match=r"pytorch_model.bin cannot be read"):
+        gptstar.load(folder)
+    (folder / "config.json").write_text('{"model_type": ["gpt2"]}')
+    with pytest.raises(UserError, match="is not supported"):
+        gptstar.load(folder)
+
+
+def test_hub_names_with_and_without_an_owner_safetensors_before_pickles(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    folder, asked = save(perturbed(gpt2), tmp_path / "hub"), []
+    weights = folder / "model.safetensors"
+
+    def download(name, allow_patterns, ignore_patterns):
+        asked.append((name, "*.bin" in allow_patterns))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    gptstar.load("gpt2"), gptstar.load("somebody/model")
+    assert asked == [("gpt2", False), ("somebody/model", False)]
+    torch.save(load_file(weights), tmp_path / "later.bin")
+    weights.unlink()
+
+    def download_later(name, allow_patterns, ignore_patterns):
+        if "*.bin" in allow_patterns:
+            (tmp_path / "later.bin").rename(folder / "pytorch_model.bin")
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download_later)
+    gptstar.load("somebody/old")

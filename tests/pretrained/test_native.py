@@ -8,7 +8,7 @@ import torch
 
 import gptstar
 from gptstar.errors import UserError
-from gptstar.pretrained.native import find_checkpoint
+from gptstar.pretrained.native import find_checkpoint, save_weights
 from gptstar.training.loop import train
 
 
@@ -57,6 +57,12 @@ def drop_layer(path: Path) -> None:
         ("config.json", lambda p: p.write_text("{"), "damaged"),
         ("config.json", lambda p: p.write_text("{}"), "not a gptstar-1 checkpoint"),
         ("config.json", drop_layer, "does not fit its config.json.*blocks.1"),
+        (
+            "config.json",
+            lambda p: p.write_text(p.read_text().replace("alibi", "ring")),
+            "model.position='ring' is unknown",
+        ),
+        ("config.json", lambda p: p.write_text(p.read_text().replace("eot_token", "x")), "names no eot_token"),
         ("tokenizer.json", truncate, "tokenizer"),
     ],
 )
@@ -84,3 +90,11 @@ def test_what_is_no_run_is_named(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="has no checkpoint yet"):
         gptstar.load(tmp_path)
+
+
+def test_weights_keep_the_dtype_they_were_saved_in(run, tmp_path):
+    model, tokenizer = gptstar.load(run, dtype=torch.bfloat16)
+    save_weights(tmp_path, model, tokenizer, {})
+    again, _ = gptstar.load(tmp_path)
+    assert again.embedding.weight.dtype == torch.bfloat16
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))

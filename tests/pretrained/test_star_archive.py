@@ -87,12 +87,24 @@ def test_damage_and_strangers_are_named(tmp_path):
         (lambda s: s.update({"extra": torch.ones(1)}), "unknown tensors: extra"),
         (lambda s: s["norm.bias"].fill_(float("nan")), "not finite tensors: norm.bias"),
         (lambda s: s.pop("wte.weight"), "is no GPT. checkpoint: it has no 'wte.weight'"),
+        (
+            lambda s: s.update({"wte.weight": torch.ones(3)}),
+            "is no GPT. checkpoint: its tensors have impossible names or shapes",
+        ),
+        (
+            lambda s: s.update({"blocks.x.y": torch.ones(3)}),
+            "is no GPT. checkpoint: its tensors have impossible names or shapes",
+        ),
+        (lambda s: s["blocks.0.attn.slopes"].mul_(2), "slopes are not the ALiBi slopes of 3 heads"),
     ):
         state = archive()
         change(state)
         torch.save(state, path)
         with pytest.raises(UserError, match=words):
             gptstar.load(path)
+    torch.save({name: value.half() for name, value in archive().items()}, path)
+    TOKENIZER.save(tmp_path / "tokenizer.json")
+    assert gptstar.load(path)[0].embedding.weight.dtype == torch.float16
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match="cannot be read"):
         gptstar.load(path)

@@ -2,9 +2,11 @@ import dataclasses
 import json
 
 import pytest
+import yaml
 
 from gptstar.errors import UserError
 from gptstar.pretrained.native import read_run_config
+from gptstar.training.loop import train
 from gptstar.training.run_folder import find_start, open_run_folder
 
 
@@ -30,3 +32,12 @@ def test_looking_for_the_start_writes_nothing_and_refuses_a_used_folder(train_co
 def test_a_folder_that_is_no_run_is_named(tmp_path):
     with pytest.raises(UserError, match=r"config.yaml cannot be read .* is .* a run folder"):
         read_run_config(tmp_path)
+
+
+def test_a_run_made_before_a_setting_existed_can_be_resumed(train_config):
+    run = train(train_config).run
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    del saved["model"]["adapter_width"], saved["trainer"]["trainable"]
+    (run / "config.yaml").write_text(yaml.safe_dump(saved))
+    longer = dataclasses.replace(train_config.trainer, max_steps=10)
+    assert train(dataclasses.replace(train_config, trainer=longer, resume=str(run))).step == 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 
 import pytest
 import torch
@@ -10,12 +11,15 @@ import torch
 import gptstar
 from gptstar.data.tokenizer import TokenizerConfig
 from gptstar.errors import UserError
+from gptstar.evaluation.command import EvaluateConfig, evaluate
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.native import load_weights
-from gptstar.training.loop import train
+from gptstar.training.loop import Trainer, train
 from gptstar.training.optimizers import OptimizerConfig, build_optimizer
 from gptstar.training.start import Origin, begin_optimizer_with, begin_with, read_origin
 from support import tiny_model
+
+TOKENIZER = TokenizerConfig(name="init_from", source="init_from")
 
 
 def steps(config, n, **changes):
@@ -29,12 +33,13 @@ def first(train_config):
 
 
 def test_a_run_begins_with_the_weights_and_the_tokenizer_of_another(train_config, first, tmp_path):
-    tokenizer = TokenizerConfig(name="init_from", source="init_from")
     config = dataclasses.replace(
-        steps(train_config, 4), tokenizer=tokenizer, init_from=str(first), run_dir=str(tmp_path / "second")
+        steps(train_config, 4), tokenizer=TOKENIZER, init_from=str(first), run_dir=str(tmp_path / "second")
     )
     config.optimizer.lr = 1e-12
     second = train(config)
+    again = evaluate(EvaluateConfig(checkpoint=str(second.run), device="cpu"))
+    assert again.loss == pytest.approx(second.final.loss, rel=1e-6)
     _, expected = gptstar.load(first)
     model, actual = gptstar.load(second.run)
     assert actual.fingerprint() == expected.fingerprint()
@@ -47,9 +52,12 @@ def test_a_run_begins_with_the_weights_and_the_tokenizer_of_another(train_config
 
 
 def test_only_adapters_norms_and_embeddings_move_when_the_rest_is_frozen(train_config, first, tmp_path):
-    model = dataclasses.replace(train_config.model, adapter_width=4)
     config = dataclasses.replace(
-        steps(train_config, 4, trainable="adapters"), model=model, init_from=str(first), run_dir=str(tmp_path / "b")
+        steps(train_config, 4, trainable="adapters"),
+        model=dataclasses.replace(train_config.model, adapter_width=4),
+        tokenizer=TOKENIZER,
+        init_from=str(first),
+        run_dir=str(tmp_path / "b"),
     )
     done = train(config)
     before, after = gptstar.load(first)[0].state_dict(), gptstar.load(done.run)[0].state_dict()
@@ -62,7 +70,9 @@ def test_only_adapters_norms_and_embeddings_move_when_the_rest_is_frozen(train_c
 
 
 def test_what_does_not_fit_is_listed_before_any_work(train_config, first, tmp_path):
-    config = dataclasses.replace(train_config, init_from=str(first), run_dir=str(tmp_path / "b"))
+    config = dataclasses.replace(train_config, tokenizer=TOKENIZER, init_from=str(first), run_dir=str(tmp_path / "b"))
+    with pytest.raises(UserError, match=r"has embeddings for its own tokenizer"):
+        train(dataclasses.replace(config, tokenizer=train_config.tokenizer))
     wider = dataclasses.replace(config, model=tiny_model(d_ff=64))
     with pytest.raises(UserError, match=r"does not fit the model: .*feedforward.up.weight is \(48, 32\), not \(64"):
         train(wider)
@@ -182,3 +192,15 @@ def test_a_checkpoint_without_its_training_folder_is_an_origin_too(train_config,
     other = GPT(train_config.model)
     load_weights(folder, other)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_the_source_is_not_kept_in_memory_for_the_run(train_config, first, tmp_path, monkeypatch):
+    alive = []
+
+    def count(self, run, display):
+        gc.collect()
+        alive.append(sum(isinstance(thing, Origin) for thing in gc.get_objects()))
+
+    monkeypatch.setattr(Trainer, "run_to_the_end", count)
+    train(dataclasses.replace(train_config, tokenizer=TOKENIZER, init_from=str(first), run_dir=str(tmp_path / "b")))
+    assert alive == [0]
