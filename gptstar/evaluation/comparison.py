@@ -196,7 +196,8 @@ def _setting(row: dict, metric: str) -> str | None:
 
 
 def _columns(entries: list[Entry]) -> list[Column]:
-    """The well-known tasks first, the others in the order in which they were measured."""
+    """The well-known tasks first, the others in the order in which they were measured; accuracies first of each."""
     columns = list(dict.fromkeys(column for entry in entries for column in entry.cells))
-    order = [*TASK_TITLES]
-    return sorted(columns, key=lambda c: (order.index(c.task) if c.task in order else len(order), c.setting))
+    known = list(TASK_TITLES)
+    tasks = known + [column.task for column in columns if column.task not in known]
+    return sorted(columns, key=lambda column: (tasks.index(column.task), column.setting, not column.percent))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ TITLES = {
 }
 COLOURS = ("#4477aa", "#cc6677", "#228833", "#aa3377", "#ccbb44", "#66ccee", "#222222", "#ee7733")
 MARKERS = "osD^v<>P"
+Series = tuple[str, str | None, int | None]  # checkpoint, dtype, stride (None where it is the context)
 
 
 @dataclass(frozen=True)
@@ -35,18 +37,24 @@ class Sweep:
         return sorted({row["max_length"] for row in self.rows})
 
     @property
-    def series(self) -> dict[tuple[str, int | None], dict[int, dict]]:
-        """{(checkpoint, stride; None where it is the context): {context: row}}."""
-        found: dict[tuple[str, int | None], dict[int, dict]] = {}
+    def series(self) -> dict[Series, dict[int, dict]]:
+        """{series: {context: row}}."""
+        found: dict[Series, dict[int, dict]] = {}
         for row in self.rows:
             stride = None if row["stride"] == row["max_length"] else row["stride"]
-            found.setdefault((row["checkpoint"], stride), {})[row["max_length"]] = row
+            found.setdefault((row["checkpoint"], row.get("dtype"), stride), {})[row["max_length"]] = row
         return found
 
-    def names(self) -> dict[tuple[str, int | None], str]:
+    def names(self) -> dict[Series, str]:
         """What each series is called."""
         short = labels(row["checkpoint"] for row in self.rows)
-        return {(name, stride): short[name] + (f", stride {stride}" if stride else "") for name, stride in self.series}
+        precisions = Counter(name for name, _ in {(name, dtype) for name, dtype, _ in self.series})
+        return {
+            (name, dtype, stride): short[name]
+            + (f", {dtype}" if precisions[name] > 1 else "")
+            + (f", stride {stride}" if stride else "")
+            for name, dtype, stride in self.series
+        }
 
     def value(self, row: dict) -> float | None:
         """Of the metric that is compared."""
@@ -118,7 +126,7 @@ def draw_sweep(sweep: Sweep, path: Path) -> None:
             continue
         first = found[min(found)]
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-        dashes = "-" if key[1] is None else "--"
+        dashes = "-" if key[2] is None else "--"
         limit = first.get("longest")
         ends = limit is not None and max(sweep.contexts) > limit
         about = [first.get("position", "?")]

@@ -128,6 +128,23 @@ def test_other_numbers_of_examples_are_another_column():
     assert [column.title for column in entry.cells] == ["PIQA acc % ↑", "PIQA acc % (5-shot) ↑"]
 
 
+def test_columns_are_in_a_fixed_order_and_tasks_nobody_knows_in_that_of_measuring():
+    rows = [
+        row("a", "zebra"),
+        row("a", "apple"),
+        row("a", "winogrande"),
+        row("a", "lambada_openai", metrics={"perplexity": (9.0, 1.0), "acc": (0.3, 0.01)}),
+    ]
+    columns = [(column.task, column.metric) for column in compare(rows).columns]
+    assert columns == [
+        ("lambada_openai", "acc"),
+        ("lambada_openai", "perplexity"),
+        ("winogrande", "acc"),
+        ("zebra", "acc"),
+        ("apple", "acc"),
+    ]
+
+
 def test_the_later_measurement_counts():
     rows = [row("a", metrics={"acc": (0.7, 0.01)}, date="2026-11-21"), row("a", metrics={"acc": (0.5, 0.01)})]
     for given in (rows, rows[::-1]):

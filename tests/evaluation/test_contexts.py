@@ -44,6 +44,12 @@ def test_a_stride_is_a_line_of_its_own_and_what_was_not_measured_a_dash():
     ]
 
 
+def test_a_precision_is_a_line_of_its_own_where_there_are_several():
+    rows = [row(name, 512, 30.0, dtype=dtype) for name, dtype in (("a", "fp32"), ("a", "bf16"), ("b", "fp32"))]
+    (sweep,) = sweeps(rows)
+    assert list(sweep.names().values()) == ["a, fp32", "a, bf16", "b"]
+
+
 def test_only_the_same_text_by_the_same_protocol_is_compared():
     others = [row("a", 512, 1.0, text_sha256="2"), row("a", 512, 1.0, protocol="original"), row("b", 512, 1.0)]
     assert [len(sweep.rows) for sweep in sweeps([*others, row("a", 1024, 2.0)])] == [1, 1, 2]
