@@ -7,7 +7,7 @@ row is greedy, temperature, top-k, top-p, min-p, typical, eta, each acting on wh
 What is left is sampled by the Gumbel-max trick (Gumbel 1954; Maddison et al., arXiv:1411.0030, section 2): the most
 likely token after adding noise that is a pure function of (seed, step, token). Inverting the cumulative distribution
 would need one random number instead of V, but there rounding moves every boundary at once: noise of 1e-3 in the logits
-of a Zipf distribution over 50,257 tokens changes 21% of its choices, and fewer than 0.1% here. Logits of a batch
+of a Zipf distribution over 50,257 tokens changes 21% of its choices, and 0.1% here. Logits of a batch
 differ from those of a row alone by such rounding (some 1e-6), and a request should give its text in any batch.
 """
 
