@@ -1,0 +1,301 @@
+"""Many requests decoded together, arriving and leaving at any time (continuous batching; Yu et al., "Orca", OSDI 2022).
+
+A round reads one token of every sequence that is being written, in one forward pass, and then as much of the waiting
+prompts as its token budget still allows, a piece of each in turn: long prompts hold up neither those who write nor
+short prompts behind them. A sequence leaves in the round it ends or is cancelled in.
+
+A row of the cache belongs to one sequence. What is in a row stays there until the row is needed, and a new prompt takes
+over from any row what it has in common with it, so shared beginnings are computed once.
+
+Plain Python over tensors: `Engine.step` does one round; threads, servers and streams are the caller's.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gptstar.data.tokenizer import Tokenizer
+from gptstar.errors import UserError
+from gptstar.generation.continuation import Continuation, Prompt
+from gptstar.generation.generate import Generation
+from gptstar.generation.logprobs import TokenLogprob, token_logprobs
+from gptstar.generation.penalties import History
+from gptstar.generation.randomness import fresh_seed, sequence_seed
+from gptstar.generation.sampling import Sampler
+from gptstar.generation.settings import SamplingSettings
+from gptstar.model.transformer import GPT
+
+PIECE = 128  # prompt tokens that one sequence reads at a time while others wait
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened to a sequence in a round: text that is decided now, and at its end the whole.
+
+    request, index: the number `submit` gave, and which of its n sequences.
+    """
+
+    request: int
+    index: int
+    text: str
+    logprobs: list[TokenLogprob]
+    done: Generation | None
+
+
+class Sequence:
+    """One sequence on its way: its prompt, what is written of it, and its row."""
+
+    def __init__(self, request: int, index: int, prompt: Prompt, tokenizer: Tokenizer, seed: int) -> None:
+        self.request, self.index, self.prompt, self.seed = request, index, prompt, seed
+        self.continuation = Continuation(tokenizer, prompt)
+        self.tokens = list(prompt.tokens)  # of prompt and continuation
+        self.n_read = 0  # how many of them the model has read
+        self.row = -1
+        self.pieces: list[str] = []
+        self.logprobs: list[TokenLogprob] = []
+
+    @property
+    def written(self) -> int:
+        """How many tokens follow the prompt."""
+        return len(self.tokens) - len(self.prompt.tokens)
+
+    def finished(self) -> Generation:
+        """All that is known of it, once it has ended."""
+        done, reason = self.continuation, self.continuation.finish_reason
+        assert reason is not None
+        wanted = self.prompt.settings.logprobs is not None
+        return Generation(
+            prompt=self.prompt.text,
+            text="".join(self.pieces),
+            tokens=done.tokens,
+            finish_reason=reason,
+            stopped_by=done.stopped_by,
+            seed=self.seed,
+            logprobs=self.logprobs[: len(done.tokens)] if wanted else None,
+        )
+
+
+class Engine:
+    """Serves requests over one model.
+
+    max_rows   sequences that are worked on at a time; the others wait in the order they came
+    capacity   tokens a sequence can have, prompt and continuation; None: what the model can read, or twice its context
+    budget     tokens read in a round, at most; those who write come first
+    """
+
+    def __init__(
+        self, model: GPT, tokenizer: Tokenizer, max_rows: int = 16, capacity: int | None = None, budget: int = 512
+    ) -> None:
+        if max_rows < 1 or budget < 1:
+            raise UserError(f"max_rows={max_rows} and budget={budget} must be at least 1")
+        self.model, self.tokenizer = model, tokenizer
+        self.capacity = capacity or model.longest or 2 * model.config.context
+        self.budget, self.max_rows = budget, max_rows
+        self.cache = model.new_rows_cache(max_rows, self.capacity)
+        self.device = model.embedding.weight.device
+        self.contents: list[list[int]] = [[] for _ in range(max_rows)]  # the tokens whose states each row holds
+        self.waiting: deque[Sequence] = deque()
+        self.reading: deque[Sequence] = deque()
+        self.writing: list[Sequence] = []  # number i has row i
+        self.last_used = [0] * max_rows
+        self.rounds = self.requests = 0
+        self._sampler: tuple[list[Sequence], Sampler, History | None] | None = None
+
+    def submit(self, prompt: str, settings: SamplingSettings) -> int:
+        """Queues a request; its number. Raises UserError for settings out of range and for what is too long."""
+        settings.check(self.tokenizer.vocab_size)
+        ready = Prompt(self.tokenizer, prompt, settings)
+        ready.check_length(self.model.longest)
+        if ready.capacity > self.capacity:
+            raise UserError(
+                f"{len(ready.tokens)} prompt tokens and max_new_tokens={settings.max_new_tokens} exceed the "
+                f"{self.capacity} tokens a sequence can have here: shorten the prompt or lower max_new_tokens"
+            )
+        self.requests += 1
+        seed = fresh_seed() if settings.seed is None else settings.seed
+        for index in range(settings.n):
+            self.waiting.append(Sequence(self.requests, index, ready, self.tokenizer, sequence_seed(seed, index)))
+        return self.requests
+
+    def cancel(self, request: int) -> None:
+        """Drops all sequences of a request; their rows are free at once. An unknown or ended request is no error."""
+        self.waiting = deque(s for s in self.waiting if s.request != request)
+        self.reading = deque(s for s in self.reading if s.request != request)
+        for sequence in [s for s in self.writing if s.request == request]:
+            self._leave(sequence)
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing left to do."""
+        return not (self.waiting or self.reading or self.writing)
+
+    def run(self) -> Iterator[Event]:
+        """Rounds until nothing is left."""
+        while not self.idle:
+            yield from self.step()
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """One round."""
+        self.rounds += 1
+        events = self._write() if self.writing else []
+        events += self._empty()
+        left = self.budget - len(self.writing)
+        while left > 0 and self._admit():
+            sequence = self.reading.popleft()
+            self._take_over(sequence)
+            n_token = min(PIECE, max(left, 1), len(sequence.tokens) - sequence.n_read)
+            logits = self._read(sequence, n_token)
+            left -= n_token
+            if sequence.n_read < len(sequence.tokens):
+                self.reading.append(sequence)
+            else:
+                events += self._begin(sequence, logits)
+        return events
+
+    def _empty(self) -> list[Event]:
+        """Requests for no tokens are answered at once."""
+        empty = [s for s in self.waiting if s.continuation.finish_reason is not None]
+        for sequence in empty:
+            self.waiting.remove(sequence)
+        return [Event(s.request, s.index, "", [], s.finished()) for s in empty]
+
+    def _write(self) -> list[Event]:
+        """The next token of every sequence that is being written."""
+        sequences = list(self.writing)
+        self.cache.n_active = len(sequences)
+        last = torch.tensor([[s.tokens[-1]] for s in sequences], device=self.device)
+        logits_BV = self._logits(self.model.hidden(last, self.cache)[:, -1])
+        for sequence in sequences:
+            self.contents[sequence.row].append(sequence.tokens[-1])
+            sequence.n_read += 1
+            self.last_used[sequence.row] = self.rounds
+        sampler, history = self._sampler_of(sequences)
+        step_B = torch.tensor([s.written for s in sequences], device=self.device)
+        token_B = sampler(logits_BV, step_B, history)
+        if history is not None:
+            history.append(token_B)
+        return self._take(sequences, logits_BV, token_B)
+
+    def _begin(self, sequence: Sequence, logits_BV: Tensor) -> list[Event]:
+        """The first token after a prompt that has been read: from now on the sequence is written."""
+        at = len(self.writing)
+        self.writing.append(sequence)
+        if sequence.row != at:
+            self._swap(sequence.row, at)
+        sampler, history = self._make_sampler([sequence])
+        token_B = sampler(logits_BV, torch.zeros(1, dtype=torch.int64, device=self.device), history)
+        return self._take([sequence], logits_BV, token_B)
+
+    def _take(self, sequences: list[Sequence], logits_BV: Tensor, token_B: Tensor) -> list[Event]:
+        """Adds a token to each sequence; those that end leave."""
+        events = []
+        for i, token in enumerate(token_B.tolist()):
+            sequence = sequences[i]
+            n_top = sequence.prompt.settings.logprobs
+            logprobs = [] if n_top is None else token_logprobs(logits_BV[i : i + 1], token_B[i : i + 1], n_top)
+            text = sequence.continuation.feed(token)
+            sequence.tokens.append(token)
+            sequence.pieces.append(text)
+            sequence.logprobs += logprobs
+            done = None
+            if sequence.continuation.finish_reason is not None:
+                done = sequence.finished()
+                self._leave(sequence)
+            events.append(Event(sequence.request, sequence.index, text, logprobs, done))
+        return events
+
+    def _leave(self, sequence: Sequence) -> None:
+        self._sampler = None
+        self.writing.remove(sequence)
+        if sequence.row != len(self.writing):  # the last one takes its place
+            self._swap(sequence.row, len(self.writing))
+
+    def _swap(self, a: int, b: int) -> None:
+        self.cache.swap(a, b)
+        self.contents[a], self.contents[b] = self.contents[b], self.contents[a]
+        self.last_used[a], self.last_used[b] = self.last_used[b], self.last_used[a]
+        for sequence in (*self.writing, *self.reading):
+            if sequence.row in (a, b):
+                sequence.row = a if sequence.row == b else b
+        self.writing.sort(key=lambda s: s.row)
+
+    def _admit(self) -> bool:
+        """Moves waiting sequences to free rows; whether any prompt is being read."""
+        while self.waiting and len(self.writing) + len(self.reading) < self.max_rows:
+            self._place(self.waiting.popleft())
+        return bool(self.reading)
+
+    def _place(self, sequence: Sequence) -> None:
+        """Gives a sequence the free row that holds most of its prompt, else the one that is needed least."""
+        taken = {s.row for s in (*self.writing, *self.reading)}
+        free = [row for row in range(self.max_rows) if row not in taken]
+        common = self._in_common(sequence)
+        best = max(free, key=lambda row: (common[row], -len(self.contents[row]), -self.last_used[row]))
+        self.cache.lengths[best] = sequence.n_read = common[best]
+        self.contents[best] = sequence.tokens[: sequence.n_read]
+        self.last_used[best] = self.rounds
+        sequence.row = best
+        self.reading.append(sequence)
+
+    def _take_over(self, sequence: Sequence) -> None:
+        """Copies what another row holds of a prompt beyond what has been read of it."""
+        common = self._in_common(sequence)
+        best = max(range(self.max_rows), key=common.__getitem__)
+        if common[best] > sequence.n_read:
+            self.cache.copy(best, sequence.row, common[best])
+            sequence.n_read = common[best]
+            self.contents[sequence.row] = sequence.tokens[: sequence.n_read]
+
+    def _in_common(self, sequence: Sequence) -> list[int]:
+        """How much of a prompt each row holds; its last token is always read, for what follows it."""
+        return [_common(held, sequence.tokens[:-1]) for held in self.contents]
+
+    def _read(self, sequence: Sequence, n_token: int) -> Tensor:
+        """Reads a piece of a prompt; logits (1, V) after it."""
+        piece = sequence.tokens[sequence.n_read : sequence.n_read + n_token]
+        cache = self.cache.row(sequence.row)
+        hidden_BTC = self.model.hidden(torch.tensor([piece], device=self.device), cache)
+        self.cache.lengths[sequence.row] = cache.length
+        self.contents[sequence.row] += piece
+        sequence.n_read += n_token
+        return self._logits(hidden_BTC[:, -1])
+
+    def _logits(self, hidden_BC: Tensor) -> Tensor:
+        """Of the tokenizer's tokens; embeddings beyond them (a padded vocabulary) are never chosen."""
+        return self.model.logits(hidden_BC)[:, : self.tokenizer.vocab_size]
+
+    def _sampler_of(self, sequences: list[Sequence]) -> tuple[Sampler, History | None]:
+        """Kept for as long as the same sequences are written."""
+        if self._sampler is None or self._sampler[0] != sequences:
+            self._sampler = (sequences, *self._make_sampler(sequences))
+        return self._sampler[1:]
+
+    def _make_sampler(self, sequences: list[Sequence]) -> tuple[Sampler, History | None]:
+        sampler = Sampler(
+            [s.prompt.settings for s in sequences],
+            [s.seed for s in sequences],
+            self.tokenizer.vocab_size,
+            self.tokenizer.eot_id,
+            self.device,
+            [s.prompt.first for s in sequences],
+        )
+        if not sampler.needs_history:
+            return sampler, None
+        left = max(s.prompt.settings.max_new_tokens - s.written for s in sequences)
+        history = History.of([s.tokens for s in sequences], left, self.device)
+        prompt_B = torch.tensor([len(s.prompt.tokens) for s in sequences], device=self.device)
+        return sampler, History(history.tokens_BS, prompt_B, history.length_B)
+
+
+def _common(a: list[int], b: list[int]) -> int:
+    """How many tokens two lists begin with alike."""
+    n = min(len(a), len(b))
+    if a[:n] == b[:n]:
+        return n
+    return next(i for i in range(n) if a[i] != b[i])
