@@ -110,9 +110,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", default="gpt2_small", help="a preset in GPT-2's architecture")
     here = SHARED.is_dir()
-    parser.add_argument(
-        "--data-dir", default=str(SHARED / "eval") if here else "", help="TASK.jsonl files; '': the hub"
-    )
+    parser.add_argument("--data-dir", default=str(SHARED / "eval") if here else "", help="'': the hub")
     parser.add_argument("--tokenizer", default=str(SHARED / "tokenizers" / "gpt2") if here else "gpt2")
     parser.add_argument("--limits", type=json.loads, default={"lambada_openai": 100, "wikitext": 3, "hellaswag": 60})
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 16])

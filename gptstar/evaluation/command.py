@@ -186,7 +186,7 @@ def _about(config: EvaluateConfig, model: GPT) -> dict:
         "model": model.config.name,
         "parameters": sum(p.numel() for p in model.parameters()),
         "training_tokens": _training_tokens(folder),
-        "dtype": next(name for name, dtype in DTYPES.items() if dtype == weight.dtype),
+        "dtype": next((name for name, dtype in DTYPES.items() if dtype == weight.dtype), str(weight.dtype)),
         "device": weight.device.type,
         "harness": version("lm_eval"),
         "gptstar": gptstar.__version__,

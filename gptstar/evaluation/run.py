@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -21,10 +23,7 @@ def run_task(lm: GPTStarLM, task: LoadedTask, limit: float | None = None) -> lis
     limit: how many documents of each task, or below 1 which share of them; None: all.
     """
     start, reused = time.perf_counter(), lm.reused
-    random.seed(0)  # the harness's own seeds, so that what tasks draw is what they draw there
-    np.random.seed(1234)  # noqa: NPY002
-    torch.manual_seed(1234)
-    with fast_bootstrap():
+    with harness_seeds(), fast_bootstrap():
         found = evaluate(lm, task.loaded, limit=limit, log_samples=False)
     seconds = round(time.perf_counter() - start, 3)
     n_request = sum(len(leaf.instances) * leaf.config.repeats for leaf in task.loaded["tasks"].values())
@@ -50,3 +49,18 @@ def run_task(lm: GPTStarLM, task: LoadedTask, limit: float | None = None) -> lis
             }
         )
     return [row for row in rows if row["metrics"]]
+
+
+@contextmanager
+def harness_seeds() -> Iterator[None]:
+    """The harness's own seeds, so that what tasks draw is what they draw there; afterwards all is as before."""
+    plain, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng():
+        random.seed(0)
+        np.random.seed(1234)  # noqa: NPY002
+        torch.manual_seed(1234)
+        try:
+            yield
+        finally:
+            random.setstate(plain)
+            np.random.set_state(arrays)  # noqa: NPY002
