@@ -24,12 +24,14 @@ class Sight:
     bias: what is added to the scaled scores, -inf where a key may not be seen, (B or 1, H or 1, T, S); None: plain
     causal.
     turning: what turns queries and keys, (B, H, T, D), or None.
-    position: of each token, (T,) or (B, T). n_key: S, how many tokens there are with those read before.
+    position: of each token, (T,) or (B, T). slot: where it stands among the S = n_key tokens that there are with those
+    read before, left padding counted, the same shape.
     """
 
     bias: Tensor | None
     turning: Callable[[Tensor], Tensor] | None
     position: Tensor
+    slot: Tensor
     n_key: int
     padding_B: Tensor | None
 
@@ -58,7 +60,7 @@ def make_sight(
     bias = scheme.score_bias(slot, n_key, dtype)
     window = window if window < n_key else 0
     if bias is None and not window and padding_B is None and slot.ndim == 1:
-        return Sight(None, turning, position, n_key, None)
+        return Sight(None, turning, position, slot, n_key, None)
     seen = visible(slot, n_key, window)
     if padding_B is not None:
         key = torch.arange(n_key, device=slot.device)
@@ -66,7 +68,7 @@ def make_sight(
     if bias is None:
         bias = torch.zeros((), device=slot.device, dtype=dtype)
     bias = torch.where(seen.unsqueeze(-3), bias, -torch.inf)
-    return Sight(bias if bias.ndim == 4 else bias[None], turning, position, n_key, padding_B)
+    return Sight(bias if bias.ndim == 4 else bias[None], turning, position, slot, n_key, padding_B)
 
 
 class Kernel(Protocol):
