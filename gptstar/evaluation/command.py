@@ -12,21 +12,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from rich.console import Console
 
-import gptstar
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.device import pick_precision
-from gptstar.environment import commit, cpu_name
 from gptstar.errors import UserError
 from gptstar.evaluation.budget import token_budget
 from gptstar.evaluation.checkpoint import DTYPES, context_length, load_for_evaluation
 from gptstar.evaluation.held_out import held_out_loss, open_held_out
+from gptstar.evaluation.provenance import about, evaluation_folder
+from gptstar.evaluation.report import write_markdown
 from gptstar.evaluation.results import read_results, write_results
 from gptstar.evaluation.store import RequestStore, fingerprint
 from gptstar.model.transformer import GPT
-from gptstar.pretrained.native import find_checkpoint, read_json
 
 if TYPE_CHECKING:
     from gptstar.evaluation.tasks import LoadedTask
@@ -89,7 +87,7 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> Evaluati
     A task that fails leaves its traceback in the output folder, and the others go on. Raises UserError, before
     anything is measured, for what cannot be: an unknown task, missing or damaged data, a context too long.
     """
-    folder = output_folder(config)
+    folder = Path(config.output_dir).expanduser() if config.output_dir else evaluation_folder(config.checkpoint)
     read_results(folder / "results.json")  # refuses one it could not add to
     tasks = _load_tasks(config)
     model, tokenizer = load_for_evaluation(config.checkpoint, config.device, config.dtype)
@@ -105,16 +103,17 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> Evaluati
         lm = GPTStarLM(model, tokenizer, length, config.batch_tokens, console=console)
         lm.store = RequestStore(folder / f"requests-{weights[:12]}.jsonl")
         jobs |= {task.name: partial(run_task, lm, task, config.limit) for task in tasks}
-    about = {**_about(config, model), "fingerprint": weights}
+    origin = {**about(config.checkpoint, model), "harness": version("lm_eval"), "fingerprint": weights}
     rows: list[dict] = []
     failed: dict[str, str] = {}
     for name in dict.fromkeys(config.tasks):
         try:
-            measured = [{**row, **about, "date": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"} for row in jobs[name]()]
+            measured = [{**row, **origin, "date": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"} for row in jobs[name]()]
         except Exception as error:  # tasks are other people's code
             failed[name] = _note_failure(folder, name, error)
             continue
         write_results(folder / "results.json", measured)
+        write_markdown(folder / "results.json")
         rows += measured
         if console is not None:
             for row in measured:
@@ -157,50 +156,6 @@ def _note_failure(folder: Path, name: str, error: Exception) -> str:
     path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
     reason = " ".join(str(error).split())[:200]
     return reason if isinstance(error, UserError) else f"{type(error).__name__}: {reason} (traceback in {path})"
-
-
-def output_folder(config: EvaluateConfig) -> Path:
-    """Where an evaluation's files go."""
-    if config.output_dir is not None:
-        return Path(config.output_dir).expanduser()
-    folder = _native_folder(config.checkpoint)
-    if folder is not None and folder.parent.name == "checkpoints":
-        return folder.parent.parent / "evaluation"
-    return Path("evaluations") / Path(config.checkpoint).expanduser().resolve().name
-
-
-def _native_folder(checkpoint: str) -> Path | None:
-    try:
-        return find_checkpoint(checkpoint)
-    except UserError:
-        return None
-
-
-def _about(config: EvaluateConfig, model: GPT) -> dict:
-    """The part of a row that is the same for all tasks."""
-    weight = model.embedding.weight
-    folder = _native_folder(config.checkpoint)
-    on_cuda = weight.device.type == "cuda"
-    return {
-        "checkpoint": str(folder or config.checkpoint),
-        "model": model.config.name,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "training_tokens": _training_tokens(folder),
-        "dtype": next((name for name, dtype in DTYPES.items() if dtype == weight.dtype), str(weight.dtype)),
-        "device": weight.device.type,
-        "harness": version("lm_eval"),
-        "gptstar": gptstar.__version__,
-        "torch": torch.__version__,
-        "commit": commit(),
-        "hardware": torch.cuda.get_device_name() if on_cuda else f"{cpu_name()}, {torch.get_num_threads()} threads",
-    }
-
-
-def _training_tokens(folder: Path | None) -> int | None:
-    try:
-        return read_json(folder)["training"].get("tokens") if folder else None
-    except UserError:  # a transformers folder
-        return None
 
 
 def describe(row: dict) -> str:

@@ -14,8 +14,9 @@ import gptstar
 from gptstar.configuration import run_door
 from gptstar.errors import UserError
 from gptstar.evaluation import command
-from gptstar.evaluation.command import DEFAULT_TASKS, EvaluateConfig, describe, evaluate, output_folder
+from gptstar.evaluation.command import DEFAULT_TASKS, EvaluateConfig, describe, evaluate
 from gptstar.evaluation.harness import GPTStarLM
+from gptstar.evaluation.provenance import evaluation_folder
 from gptstar.evaluation.results import read_results
 from gptstar.pretrained.native import save_weights
 from support import tiny_model, tiny_tokenizer, write_tasks
@@ -160,7 +161,6 @@ def test_a_foreign_results_file_is_refused_at_once(checkpoint, data_dir, monkeyp
 
 
 def test_files_go_into_the_run_or_a_folder_of_the_models_name(checkpoint, data_dir, tmp_path):
-    folders = [output_folder(config(checkpoint / end, data_dir)) for end in ("", "best", "checkpoints/step-00000007")]
+    folders = [evaluation_folder(str(checkpoint / end)) for end in ("", "best", "checkpoints/step-00000007")]
     assert folders == [checkpoint / "evaluation"] * 3
-    assert str(output_folder(config("EleutherAI/gpt-neo-125m", data_dir))) == "evaluations/gpt-neo-125m"
-    assert output_folder(config(checkpoint, data_dir, output_dir=str(tmp_path))) == tmp_path
+    assert str(evaluation_folder("EleutherAI/gpt-neo-125m")) == "evaluations/gpt-neo-125m"
