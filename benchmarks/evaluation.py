@@ -11,7 +11,6 @@ The ratio of medians is printed last. Tasks and tokenizer come from ../shared/da
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import statistics
@@ -19,32 +18,13 @@ import subprocess
 import sys
 import tempfile
 import time
-import types
 from pathlib import Path
-from unittest.mock import patch
 
 from gptstar.allocator import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 TARGETS = {"lambada_openai": 1.5, "wikitext": 1.5, "hellaswag": 2.5}
-
-
-def import_hflm() -> type:
-    """HFLM. Where accelerate is missing, which it imports for models on several devices, a placeholder stands in."""
-    import transformers  # before there is a placeholder to mistake for the package
-
-    del transformers
-    try:
-        importlib.import_module("accelerate")
-    except ImportError:
-        accelerate, utils = types.ModuleType("accelerate"), types.ModuleType("accelerate.utils")
-        names = ("Accelerator", "InitProcessGroupKwargs", "find_executable_batch_size")
-        accelerate.__dict__.update(dict.fromkeys(names), utils=utils)
-        utils.__dict__["get_max_memory"] = None
-        with patch.dict(sys.modules, {"accelerate": accelerate, "accelerate.utils": utils}):
-            return importlib.import_module("lm_eval.models.huggingface").HFLM
-    return importlib.import_module("lm_eval.models.huggingface").HFLM
 
 
 def worker(name: str, folder: Path, data_dir: str, limits: dict[str, int]) -> None:
@@ -57,10 +37,11 @@ def worker(name: str, folder: Path, data_dir: str, limits: dict[str, int]) -> No
     from gptstar.evaluation.tasks import load_tasks
 
     if name.startswith("hf"):
+        from lm_eval.models.huggingface import HFLM
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         model = AutoModelForCausalLM.from_pretrained(folder).eval()
-        lm = import_hflm()(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(folder))
+        lm = HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(folder))
     else:
         import gptstar
         from gptstar.evaluation.harness import GPTStarLM

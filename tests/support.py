@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import random
-import sys
-import types
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 
@@ -110,23 +106,3 @@ def save_transformers(model, tokenizer: Tokenizer, folder: Path) -> Path:
     kind = {"tokenizer_class": "PreTrainedTokenizerFast"}
     (folder / "tokenizer_config.json").write_text(json.dumps(special | kind))
     return folder
-
-
-def import_hflm() -> type:
-    """lm-evaluation-harness's own model class, the reference.
-
-    It imports accelerate for models on several devices; where that is missing, a placeholder stands in.
-    """
-    from transformers import AutoTokenizer
-
-    del AutoTokenizer  # transformers has to have looked for accelerate before there is a placeholder
-    try:
-        importlib.import_module("accelerate")
-    except ImportError:
-        accelerate, utils = types.ModuleType("accelerate"), types.ModuleType("accelerate.utils")
-        names = ("Accelerator", "InitProcessGroupKwargs", "find_executable_batch_size")
-        accelerate.__dict__.update(dict.fromkeys(names), utils=utils)
-        utils.__dict__["get_max_memory"] = None
-        with patch.dict(sys.modules, {"accelerate": accelerate, "accelerate.utils": utils}):
-            return importlib.import_module("lm_eval.models.huggingface").HFLM
-    return importlib.import_module("lm_eval.models.huggingface").HFLM

@@ -30,6 +30,10 @@ class TrainerConfig:
     clip              gradient norm above which gradients are scaled down; 0: never
     eval_every        steps between validations; 0: only at checkpoints and at the end
     eval_tokens       tokens of a validation during the run (the last one reads the whole split)
+    eval_tasks        tasks of lm-evaluation-harness that are measured as the model trains, at the end too
+    eval_tasks_every  steps between them; 0: only at the end
+    eval_tasks_limit  documents of each task, or below 1 their share; null: all
+    eval_tasks_dir    a folder with TASK.jsonl files; null: the Hugging Face hub
     sample_every      steps between samples written to the log; 0: none
     sample_prompt     what samples continue
     checkpoint_every  steps between checkpoints; 0: only at the end
@@ -52,6 +56,10 @@ class TrainerConfig:
     clip: float = 1.0
     eval_every: int = 100
     eval_tokens: int = 100_000
+    eval_tasks: list[str] = field(default_factory=list)
+    eval_tasks_every: int = 0
+    eval_tasks_limit: float | None = 200
+    eval_tasks_dir: str | None = None
     sample_every: int = 0
     sample_prompt: str = "def "
     checkpoint_every: int = 500
@@ -73,11 +81,12 @@ class TrainerConfig:
                 "set exactly one of them (the other to null)"
             )
         positive = ("batch_size", "microbatch", "sequence_length", "max_steps", "max_tokens", "eval_tokens")
-        for key in (*positive, "keep_last", "peak_flops"):
+        for key in (*positive, "keep_last", "peak_flops", "eval_tasks_limit"):
             value = getattr(self, key)
             if value is not None and value <= 0:
                 raise ValueError(f"trainer.{key}={value} must be above 0")
-        for key in ("seed", "clip", "eval_every", "sample_every", "checkpoint_every", "max_skipped"):
+        natural = ("seed", "clip", "eval_every", "eval_tasks_every", "sample_every", "checkpoint_every", "max_skipped")
+        for key in natural:
             if getattr(self, key) < 0:
                 raise ValueError(f"trainer.{key}={getattr(self, key)} must not be negative")
         if self.microbatch is not None and self.batch_size % self.microbatch:

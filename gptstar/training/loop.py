@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
@@ -26,6 +28,7 @@ from gptstar.pretrained.native import list_checkpoints, read_json
 from gptstar.training.checkpoint import restore_checkpoint, save_checkpoint
 from gptstar.training.config import TrainConfig, check_vocabulary
 from gptstar.training.display import Display
+from gptstar.training.downstream import load_downstream, measure_downstream
 from gptstar.training.interrupt import Interrupt
 from gptstar.training.metrics import MetricsLog, check_tracker, open_tracker
 from gptstar.training.optimizers import build_optimizer, set_learning_rate
@@ -35,6 +38,9 @@ from gptstar.training.schedules import learning_rate_factor
 from gptstar.training.start import Origin, begin_optimizer_with, begin_with, read_origin
 from gptstar.training.state import TrainState
 from gptstar.training.throughput import memory_in_use, peak_flops
+
+if TYPE_CHECKING:
+    from gptstar.evaluation.tasks import LoadedTask
 
 EXIT_NONFINITE = 3
 
@@ -68,11 +74,12 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
         "init_from",
     ):  # known before the corpus is prepared, so refused before it
         check_vocabulary(load_tokenizer(config.tokenizer.source, config.tokenizer.eot_token).vocab_size, config.model)
+    tasks = load_downstream(config.trainer)
     start = find_start(config)
     origin = read_origin(config.init_from, config.model) if config.init_from and start is None else None
     corpus = prepare(config.data, config.tokenizer, console, _given_tokenizer(config, start, origin))
     _check_corpus(config, corpus)
-    trainer = Trainer(config, corpus, device, origin)
+    trainer = Trainer(config, corpus, device, origin, tasks)
     del origin  # a model and perhaps its moments: not needed for the rest of the run
     if start is not None:
         restore_checkpoint(start, trainer.state)
@@ -89,9 +96,14 @@ class Trainer:
     """One run in progress: the state that changes and the settings that do not."""
 
     def __init__(
-        self, config: TrainConfig, corpus: PreparedCorpus, device: torch.device, origin: Origin | None = None
+        self,
+        config: TrainConfig,
+        corpus: PreparedCorpus,
+        device: torch.device,
+        origin: Origin | None = None,
+        tasks: Sequence[LoadedTask] = (),
     ) -> None:
-        self.config, self.corpus, self.device = config, corpus, device
+        self.config, self.corpus, self.device, self.tasks = config, corpus, device, tasks
         options = config.trainer
         self.length, self.total = config.sequence_length, config.total_steps
         self.microbatch = options.microbatch or options.batch_size
@@ -135,6 +147,8 @@ class Trainer:
                     held_out = None
                     if saving or _due(state.step, options.eval_every):
                         held_out = self._validate()
+                    if self.tasks and (last or _due(state.step, options.eval_tasks_every)):
+                        self._measure_tasks()
                     if _due(state.step, options.sample_every) and not last:
                         self.display.note(self._sample(n_token=60))
                     if saving and held_out:
@@ -230,6 +244,18 @@ class Trainer:
             f"step {state.step}: held-out loss {result.loss:.4f} nats/token, {result.bits_per_byte:.4f} bits/byte"
         )
         return result
+
+    def _measure_tasks(self) -> None:
+        state, options = self.state, self.config.trainer
+        for task in self.tasks:
+            try:
+                found = measure_downstream(state.model, self.corpus.tokenizer, task, options.eval_tasks_limit)
+            except Exception as error:  # tasks are other people's code, and no reason to lose a run
+                self.display.note(f"step {state.step}: {task.name} failed: {type(error).__name__}: {error}")
+                continue
+            self.log.write([{"step": state.step, "tokens": state.tokens, **found}])
+            shown = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
+            self.display.note(f"step {state.step}: {shown}")
 
     def _sample(self, n_token: int) -> str:
         options, model = self.config.trainer, self.state.model

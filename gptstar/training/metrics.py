@@ -1,8 +1,9 @@
 """metrics.jsonl, one JSON object a line, always; wandb or TensorBoard beside it.
 
-Three kinds of line: a training step (step, tokens, epoch, loss in nats a token, lr, grad_norm, and the timing keys), a
-validation on part of the held-out text (validation_loss, bits_per_byte, validation_tokens), and at the end of the run
-one on all of it (final_loss, final_bits_per_byte). All but the timing keys are a function of configuration and seed.
+Four kinds of line: a training step (step, tokens, epoch, loss in nats a token, lr, grad_norm, and the timing keys), a
+validation on part of the held-out text (validation_loss, bits_per_byte, validation_tokens), tasks of the evaluation
+harness (TASK/METRIC, where trainer.eval_tasks names some), and at the end of the run a validation on all of the
+held-out text (final_loss, final_bits_per_byte). All but the timing keys are a function of configuration and seed.
 """
 
 from __future__ import annotations

@@ -10,14 +10,20 @@ from gptstar.evaluation.harness import GPTStarLM
 from gptstar.evaluation.run import run_task
 from gptstar.evaluation.store import RequestStore
 from gptstar.evaluation.tasks import load_tasks
-from support import import_hflm, save_transformers, tiny_tokenizer, write_tasks
+from support import save_transformers, tiny_model, tiny_tokenizer, write_tasks
 
 transformers = pytest.importorskip("transformers")
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.evaluator import evaluate  # noqa: E402
+from lm_eval.models.huggingface import HFLM  # noqa: E402
 
 TASKS = ["lambada_openai", "wikitext", "piqa", "hellaswag", "winogrande"]
 TOKENIZER = tiny_tokenizer()
+
+
+def star():
+    """GPT*'s own shape, which transformers reads through the modelling file that the export brings."""
+    return gptstar.GPT(tiny_model(vocab_size=400, context=52, init_std=0.25))
 
 
 def gpt2():
@@ -36,19 +42,24 @@ def data_dir(tmp_path_factory):
     return write_tasks(tmp_path_factory.mktemp("tasks"))
 
 
-@pytest.fixture(scope="module", params=[gpt2, neo])
+@pytest.fixture(scope="module", params=[gpt2, neo, star])
 def pair(request, tmp_path_factory):
     """HFLM and ours with the same weights."""
     torch.manual_seed(0)
-    folder = save_transformers(request.param().eval(), TOKENIZER, tmp_path_factory.mktemp("model"))
+    folder, model = tmp_path_factory.mktemp("model"), request.param().eval()
+    if isinstance(model, gptstar.GPT):
+        gptstar.export(model, TOKENIZER, folder / "exported")
+        folder /= "exported"
+    else:
+        save_transformers(model, TOKENIZER, folder)
     return hflm(folder, torch.float32), GPTStarLM(*gptstar.load(folder), batch_tokens=200)
 
 
 def hflm(folder, dtype):
     """HFLM adds up in the softmax's precision: in fp32 a page of text would be off by more than the models are."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=True)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    return import_hflm()(model, tokenizer=tokenizer, batch_size=3, softmax_dtype="float64")
+    return HFLM(model, tokenizer=tokenizer, batch_size=3, softmax_dtype="float64")
 
 
 def answers(lm, data_dir, names=TASKS):
@@ -128,7 +139,7 @@ def test_drawn_text_depends_on_the_request_alone(pair):
     assert lm.generate_until(one, disable_tqdm=True) == texts
 
 
-@pytest.mark.parametrize("pair", [gpt2], indirect=True)
+@pytest.mark.parametrize("pair", [star], indirect=True)
 def test_an_interrupted_evaluation_continues_and_ends_with_the_same_numbers(pair, data_dir, tmp_path, monkeypatch):
     _, plain = pair
 
