@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
-def fast_linear(weight: Tensor) -> AbstractContextManager:
-    """While entered, without gradients, F.linear uses the faster library for tensors like `weight`."""
-    plain = weight.device.type == "cpu" and weight.dtype == torch.float32
+def fast_linear(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
+    """While entered, without gradients, F.linear uses the faster library for tensors of this kind."""
+    plain = device.type == "cpu" and dtype == torch.float32
     return _ThroughOneDNN() if plain and not torch.is_grad_enabled() and one_dnn_is_faster() else nullcontext()
 
 

@@ -21,7 +21,7 @@ def through_one_dnn(monkeypatch):
 def test_products_are_equal_but_for_rounding(shape, through_one_dnn):
     torch.manual_seed(0)
     x, w, b = torch.randn(shape), torch.randn(70, 40), torch.randn(70)
-    with torch.no_grad(), fast_linear(w):
+    with torch.no_grad(), fast_linear(w.device, w.dtype):
         for bias in (None, b):
             torch.testing.assert_close(F.linear(x, w, bias), x @ w.t() + (0 if bias is None else bias))
         layer = torch.nn.Linear(40, 70)
@@ -32,11 +32,11 @@ def test_products_are_equal_but_for_rounding(shape, through_one_dnn):
 
 def test_gradients_and_other_precisions_go_the_usual_way(through_one_dnn):
     x, w = torch.randn(5, 40), torch.randn(70, 40, requires_grad=True)
-    with fast_linear(w):
+    with fast_linear(w.device, w.dtype):
         F.linear(x, w).sum().backward()
     assert w.grad is not None
     for dtype in (torch.float64, torch.bfloat16):
-        with torch.no_grad(), fast_linear(w.to(dtype)):
+        with torch.no_grad(), fast_linear(w.device, dtype):
             assert F.linear(x.to(dtype), w.to(dtype)).dtype == dtype
     assert not through_one_dnn
 

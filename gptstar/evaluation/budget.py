@@ -28,7 +28,7 @@ def token_budget(setting: str | int, model: GPT) -> int:
         if tokens < 1:
             raise UserError(f"batch_tokens={setting!r} must be auto or a number of tokens, at least 1")
         return tokens
-    device = model.embedding.weight.device
+    device = model.device
     fits = int(SHARE * free_memory(device)) // bytes_per_token(model)
     return max(1, min(FAST_TOKENS.get(device.type, FAST_TOKENS["cpu"]), fits))
 
@@ -43,7 +43,7 @@ def bytes_per_token(model: GPT) -> int:
     config = model.config
     key_value = config.n_key_value * config.head_size
     layer = 6 * config.d_model + 3 * (config.d_attention + 2 * key_value) + 3 * config.d_feedforward
-    return model.embedding.weight.element_size() * (layer + 2 * config.n_layer * key_value)
+    return model.dtype.itemsize * (layer + 2 * config.n_layer * key_value)
 
 
 def free_memory(device: torch.device) -> int:

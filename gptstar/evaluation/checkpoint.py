@@ -26,7 +26,7 @@ def load_for_evaluation(checkpoint: str | Path, device: str = "auto", dtype: str
         raise UserError(f"dtype={dtype!r} is unknown: choose one of auto, fp32, bf16, fp16")
     place = pick_device(device)
     model, tokenizer = load(checkpoint, place, DTYPES.get(dtype))
-    half = model.embedding.weight.dtype in (torch.bfloat16, torch.float16)
+    half = model.dtype in (torch.bfloat16, torch.float16)
     return model.float() if dtype == "auto" and half and place.type == "cpu" else model, tokenizer
 
 

@@ -92,7 +92,7 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> Evaluati
     tasks = _load_tasks(config)
     model, tokenizer = load_for_evaluation(config.checkpoint, config.device, config.dtype)
     length = context_length(model, config.max_length)
-    weights = fingerprint(model, tokenizer, max_length=length, device=model.embedding.weight.device.type)
+    weights = fingerprint(model, tokenizer, max_length=length, device=model.device.type)
     jobs: dict[str, Job] = {}
     if HELD_OUT in config.tasks:
         jobs[HELD_OUT] = _held_out_job(config, model, tokenizer)
@@ -135,7 +135,7 @@ def _load_tasks(config: EvaluateConfig) -> list[LoadedTask]:
 
 def _held_out_job(config: EvaluateConfig, model: GPT, tokenizer: Tokenizer) -> Job:
     stream, length = open_held_out(config.checkpoint, model, tokenizer, config.max_length)
-    device = model.embedding.weight.device
+    device = model.device
     batch = 8 if config.batch_tokens == "auto" else max(1, token_budget(config.batch_tokens, model) // length)
     precision = pick_precision("auto", device) if config.dtype == "auto" else "fp32"  # auto: as in training
 

@@ -32,7 +32,7 @@ def complete(
     A row ends after n_new tokens, or once `ends(new tokens)` holds. Prompts are not empty. Batches of which all
     prompts are finished are left out.
     """
-    device = model.embedding.weight.device
+    device = model.device
     memory = int(SHARE * free_memory(device)) // bytes_per_token(model)
     todo = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     while todo:
@@ -52,7 +52,7 @@ def _complete_batch(
 
     So no row is padded, and none sees anything but its own tokens.
     """
-    device = model.embedding.weight.device
+    device = model.device
     rows = list(prompts)
     position = min(len(prompt) for prompt in prompts.values())
     capacity = max(len(prompt) for prompt in prompts.values()) + n_new
@@ -77,4 +77,4 @@ def _complete_batch(
             return new
         if 2 * len(left) <= len(rows):  # finished rows are worth carrying along only while they are few
             rows, current = [rows[place] for place in left], [current[place] for place in left]
-            cache.kept = {name: whole[:, left] for name, whole in cache.kept.items()}
+            cache.reorder(torch.tensor(left, device=device))

@@ -13,12 +13,12 @@ from gptstar.model.transformer import GPT
 @torch.no_grad()
 def hidden_states(model: GPT, tokens_BT: Tensor, cache: KeyValueCache | None = None) -> Tensor:
     """The final norm's output, (B, T, C)."""
-    with fast_linear(model.embedding.weight):
+    with fast_linear(model.device, model.dtype):
         return model.hidden(tokens_BT, cache)
 
 
 @torch.no_grad()
 def logits_of(model: GPT, hidden_NC: Tensor) -> Tensor:
     """Scores of every token of the vocabulary, (N, V)."""
-    with fast_linear(model.embedding.weight):
+    with fast_linear(model.device, model.dtype):
         return model.logits(hidden_NC)

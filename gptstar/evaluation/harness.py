@@ -116,9 +116,8 @@ class GPTStarLM(TemplateLM):
 
     def get_model_info(self) -> dict:
         """What the harness notes about the model."""
-        weight = self.model.embedding.weight
         n_parameter = sum(p.numel() for p in self.model.parameters())
-        return {"model_num_parameters": n_parameter, "model_dtype": str(weight.dtype), "max_length": self.max_length}
+        return {"model_num_parameters": n_parameter, "model_dtype": str(self.model.dtype), "max_length": self.max_length}
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
         """Token numbers, with what the tokenizer puts around a text unless the text begins with it already."""

@@ -174,7 +174,7 @@ def _measure_model(
     same |= {"position": "+".join(dict.fromkeys(model.config.schemes)), "tokenizer": tokenizer.fingerprint()}
     same |= {"vocabulary": tokenizer.vocab_size}
     same |= {"tokens": int(of_text.sum()), "text_sha256": text.sha256(), "batch_tokens": budget, "protocol": config.how}
-    weights = fingerprint(model, tokenizer, device=model.embedding.weight.device.type)
+    weights = fingerprint(model, tokenizer, device=model.device.type)
     measured = 0
     for context, stride in pairs:
         if config.how == "original" and len(stream) < context:

@@ -17,15 +17,15 @@ from gptstar.pretrained.native import find_checkpoint, find_run, read_json, read
 
 def about(checkpoint: str, model: GPT) -> dict:
     """What is the same for everything that is measured of a model: see `results.py`."""
-    weight, folder = model.embedding.weight, native_folder(checkpoint)
-    on_cuda = weight.device.type == "cuda"
+    folder = native_folder(checkpoint)
+    on_cuda = model.device.type == "cuda"
     return {
         "checkpoint": str(folder or checkpoint),
         "model": model.config.name,
         "parameters": sum(p.numel() for p in model.parameters()),
         "training_tokens": _training_tokens(folder),
-        "dtype": next(name for name, dtype in DTYPES.items() if dtype == weight.dtype),
-        "device": weight.device.type,
+        "dtype": next(name for name, dtype in DTYPES.items() if dtype == model.dtype),
+        "device": model.device.type,
         "gptstar": gptstar.__version__,
         "torch": torch.__version__,
         "commit": commit(),

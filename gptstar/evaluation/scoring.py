@@ -57,7 +57,7 @@ class Scorer:
 
     def __init__(self, model: GPT, budget: int) -> None:
         self.model, self.budget = model, budget
-        self.pass_cost = pass_cost(model.embedding.weight.device)
+        self.pass_cost = pass_cost(model.device)
 
     @torch.inference_mode()
     def answers(self, queries: Sequence[Query], finished: Collection[int] = ()) -> Iterator[list[tuple[int, Answer]]]:
@@ -128,7 +128,7 @@ def read_batch(model: GPT, sequences: Sequence[tuple[int, ...]], batch: Batch) -
 
     No token sees what stands to its right, so padding changes nothing.
     """
-    device = model.embedding.weight.device
+    device = model.device
     heads_GPC, cache = None, None
     if batch.prefix and batch.chunks:
         heads = torch.tensor([sequences[i][: batch.prefix] for i in batch.heads], device=device)
@@ -156,7 +156,7 @@ class SharedCache(KeyValueCache):
         self.length = shared.length
 
     def append(self, layer: int, name: str, x_BKTD: Tensor) -> Tensor:
-        held_BKSD = self.shared.kept[name][layer, :, :, : self.shared.length][self.owners_R]
+        held_BKSD = self.shared.kept[name][layer][:, :, : self.shared.length][self.owners_R]
         return torch.cat((held_BKSD, x_BKTD), 2)
 
 

@@ -68,7 +68,7 @@ def score_windows(
     grows linearly with the windows' length: long ones are read in pieces that continue a key/value cache, because the
     bias of attention scores is (heads, queries, keys), and logits exist for a few hundred positions at a time.
     """
-    device = model.embedding.weight.device
+    device = model.device
     nats = np.full(len(stream), np.nan, dtype=np.float32)
     for batch in _batches(windows, batch_tokens):
         inputs_BT = torch.tensor(np.stack([stream[w.start : w.end] for w in batch]), device=device)

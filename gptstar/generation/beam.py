@@ -92,7 +92,7 @@ class _Search:
     def __init__(self, model: GPT, tokenizer: Tokenizer, prompt: Prompt, beams: BeamSettings) -> None:
         self.model, self.vocab_size, self.settings, self.beams = model, tokenizer.vocab_size, prompt.settings, beams
         self.ends = {tokenizer.eot_id, *self.settings.stop_tokens}
-        n, device = beams.n_beam, model.embedding.weight.device
+        n, device = beams.n_beam, model.device
         self.sampler = Sampler(
             [self.settings] * n, [0] * n, self.vocab_size, tokenizer.eot_id, device, [prompt.first] * n
         )

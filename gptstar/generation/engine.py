@@ -97,7 +97,7 @@ class Engine:
         self.capacity = capacity or model.longest or 2 * model.config.context
         self.budget, self.max_rows = budget, max_rows
         self.cache = model.new_rows_cache(max_rows, self.capacity)
-        self.device = model.embedding.weight.device
+        self.device = model.device
         self.contents: list[list[int]] = [[] for _ in range(max_rows)]  # the tokens whose states each row holds
         self.waiting: deque[Sequence] = deque()
         self.reading: deque[Sequence] = deque()

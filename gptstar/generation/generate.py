@@ -126,7 +126,7 @@ class _Run:
 
         Embeddings beyond the tokenizer's last token (a padded vocabulary) are never chosen.
         """
-        prompt, settings, device = self.prompt, self.prompt.settings, self.model.embedding.weight.device
+        prompt, settings, device = self.prompt, self.prompt.settings, self.model.device
         sampler = Sampler([settings], [self.seed], self.vocab_size, self.eot_id, device, [prompt.first])
         history = History.of([prompt.tokens], settings.max_new_tokens, device) if sampler.needs_history else None
         cache = self.model.new_cache(1, prompt.capacity)

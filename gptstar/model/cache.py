@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import torch
 from torch import Tensor
 
 
 class KeyValueCache:
-    """Preallocated (n_layer, B, heads, capacity, channels) tensors, filled from the left. `GPT.new_cache` makes one.
+    """Preallocated (B, heads, capacity, channels) tensors, filled from the left. `GPT.new_cache` makes one.
 
-    layout: {name: (heads, channels)}, what each layer keeps of a token.
+    layout: {name: (heads, channels)}, what each layer keeps of a token. kept: {name: a tensor a layer}.
     `length` counts the tokens every layer has seen; the model advances it once a forward pass.
     """
 
@@ -23,7 +25,7 @@ class KeyValueCache:
         dtype: torch.dtype,
     ) -> None:
         self.kept = {
-            name: torch.zeros(n_layer, batch, heads, capacity, channels, device=device, dtype=dtype)
+            name: [torch.zeros(batch, heads, capacity, channels, device=device, dtype=dtype) for _ in range(n_layer)]
             for name, (heads, channels) in layout.items()
         }
         self.capacity = capacity
@@ -52,11 +54,12 @@ class KeyValueCache:
 
     def reorder(self, rows_B: Tensor) -> None:
         """Makes row i what row rows_B[i] was; the batch gets as many rows as are named."""
-        for name, whole in self.kept.items():
-            same = len(rows_B) == whole.shape[1]
-            target = whole if same else whole.new_zeros(*whole.shape[:1], len(rows_B), *whole.shape[2:])
-            target[:, :, :, : self.length] = whole[:, rows_B, :, : self.length]
-            self.kept[name] = target
+        for layers in self.kept.values():
+            for layer, whole in enumerate(layers):
+                same = len(rows_B) == len(whole)
+                target = whole if same else whole.new_zeros(len(rows_B), *whole.shape[1:])
+                target[:, :, : self.length] = whole[rows_B, :, : self.length]
+                layers[layer] = target
 
 
 class RowsCache(KeyValueCache):
@@ -103,21 +106,21 @@ class RowsCache(KeyValueCache):
     def row(self, row: int) -> KeyValueCache:
         """One row as a cache of its own, which shares its memory; set `lengths` when it has read something."""
         view = object.__new__(KeyValueCache)
-        view.kept = {name: whole[:, row : row + 1] for name, whole in self.kept.items()}
+        view.kept = {name: [whole[row : row + 1] for whole in layers] for name, layers in self.kept.items()}
         view.capacity, view.length = self.capacity, self.lengths[row]
         return view
 
     def copy(self, source: int, target: int, n_token: int) -> None:
         """Gives one row the first n_token tokens of another, and no more."""
-        for whole in self.kept.values():
-            whole[:, target, :, :n_token] = whole[:, source, :, :n_token]
+        for whole in chain(*self.kept.values()):
+            whole[target, :, :n_token] = whole[source, :, :n_token]
         self.lengths[target] = n_token
 
     def swap(self, a: int, b: int) -> None:
         """Exchanges two rows."""
         n = max(self.lengths[a], self.lengths[b])
-        for whole in self.kept.values():
-            held = whole[:, a, :, :n].clone()
-            whole[:, a, :, :n] = whole[:, b, :, :n]
-            whole[:, b, :, :n] = held
+        for whole in chain(*self.kept.values()):
+            held = whole[a, :, :n].clone()
+            whole[a, :, :n] = whole[b, :, :n]
+            whole[b, :, :n] = held
         self.lengths[a], self.lengths[b] = self.lengths[b], self.lengths[a]

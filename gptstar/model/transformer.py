@@ -48,6 +48,16 @@ class GPT(nn.Module):
         return self.embedding.weight if self.head is None else self.head.weight
 
     @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.norm.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which numbers it computes; a quantised model keeps its matrices in others."""
+        return self.norm.weight.dtype
+
+    @property
     def longest(self) -> int | None:
         """The longest sequence the model can read, or None where nothing limits it."""
         return longest(self.config)
@@ -61,8 +71,8 @@ class GPT(nn.Module):
         return self._new_cache(RowsCache, batch, capacity)
 
     def _new_cache(self, kind: type[C], batch: int, capacity: int) -> C:
-        weight, layout = self.embedding.weight, BLOCKS[self.config.block].cached(self.config)
-        return kind(layout, self.config.n_layer, batch, capacity, weight.device, weight.dtype)
+        layout = BLOCKS[self.config.block].cached(self.config)
+        return kind(layout, self.config.n_layer, batch, capacity, self.device, self.dtype)
 
     def hidden(self, tokens_BT: Tensor, cache: KeyValueCache | None = None, padding_B: Tensor | None = None) -> Tensor:
         """The final norm's output, (B, T, C). With a cache the tokens continue what the cache has seen.

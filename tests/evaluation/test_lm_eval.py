@@ -21,7 +21,7 @@ def test_model_args_build_a_model_and_the_harness_defaults_are_no_obstacle(tmp_p
     defaults = {"batch_size": 1, "max_batch_size": None, "device": "cuda:0"}
     arguments = f"checkpoint={tmp_path},max_length=24,batch_tokens=99,dtype=bfloat16"
     lm = get_model("gptstar").create_from_arg_string(arguments, defaults)
-    assert (lm.max_length, lm.scorer.budget, lm.model.embedding.weight.dtype) == (24, 99, torch.bfloat16)
+    assert (lm.max_length, lm.scorer.budget, lm.model.dtype) == (24, 99, torch.bfloat16)
     assert lm.get_model_info()["max_length"] == 24
     assert lm.tok_encode("abc") == tiny_tokenizer().encode("abc")
 

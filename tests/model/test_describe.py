@@ -76,7 +76,7 @@ def test_the_cache_costs_keys_and_values_of_the_shared_heads():
     config = tiny_model(n_layer=5, n_head=6, n_kv_head=2, d_head=8)
     assert cache_bytes_per_token(config, 2) == 5 * 2 * 2 * 8 * 2
     cache = GPT(config).new_cache(1, 10)
-    assert sum(t.numel() for t in cache.kept.values()) * 2 == 10 * cache_bytes_per_token(config, 2)
+    assert sum(t.numel() for layers in cache.kept.values() for t in layers) * 2 == 10 * cache_bytes_per_token(config, 2)
 
 
 def test_windows_reach_further_layer_by_layer():
