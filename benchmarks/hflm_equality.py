@@ -41,13 +41,13 @@ def make_model(kind: str, folder: Path, tokenizer: Any) -> None:
         return
     import transformers
 
-    common = {"vocab_size": 50257, "initializer_range": 0.1}
+    common: Any = {"vocab_size": 50257, "initializer_range": 0.1}
     if kind == "gpt2":
-        shape = transformers.GPT2Config(n_embd=96, n_layer=3, n_head=4, n_positions=1024, **common)
+        shape: Any = transformers.GPT2Config(n_embd=96, n_layer=3, n_head=4, n_positions=1024, **common)
         theirs: Any = transformers.GPT2LMHeadModel(shape)
     else:
         layers = [[["global", "local"], 2]]
-        sizes = {"hidden_size": 96, "num_layers": 4, "num_heads": 4, "max_position_embeddings": 1024}
+        sizes: Any = {"hidden_size": 96, "num_layers": 4, "num_heads": 4, "max_position_embeddings": 1024}
         shape = transformers.GPTNeoConfig(**sizes, attention_types=layers, window_size=128, **common)
         theirs = transformers.GPTNeoForCausalLM(shape)
     theirs.save_pretrained(folder)

@@ -9,6 +9,8 @@ import torch
 from gptstar.errors import UserError
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES |= {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # torch's own names
 
 
 def pick_device(name: str) -> torch.device:

@@ -10,22 +10,19 @@ from gptstar.data.tokenizer import Tokenizer
 from gptstar.device import pick_device
 from gptstar.errors import UserError
 from gptstar.model.transformer import GPT
+from gptstar.pretrained.empty import pick_dtype
 from gptstar.pretrained.load import load
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-DTYPES |= {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # the harness's names
 
 
 def load_for_evaluation(checkpoint: str | Path, device: str = "auto", dtype: str = "auto") -> tuple[GPT, Tokenizer]:
     """What `gptstar.load` takes, in the precision it is to be evaluated in.
 
-    dtype: of the weights and of all that is computed from them. auto: as saved, but fp32 on a CPU, where half precision
-    is slower. Raises UserError for what cannot be loaded.
+    dtype: as `gptstar.load` takes it. auto: as saved, but fp32 on a CPU, where half precision is slower. Raises
+    UserError for what cannot be loaded.
     """
-    if dtype != "auto" and dtype not in DTYPES:
-        raise UserError(f"dtype={dtype!r} is unknown: choose one of auto, fp32, bf16, fp16")
+    pick_dtype(dtype)  # refused before a device is looked for
     place = pick_device(device)
-    model, tokenizer = load(checkpoint, place, DTYPES.get(dtype))
+    model, tokenizer = load(checkpoint, place, dtype)
     half = model.dtype in (torch.bfloat16, torch.float16)
     return model.float() if dtype == "auto" and half and place.type == "cpu" else model, tokenizer
 

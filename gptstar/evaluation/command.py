@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from gptstar.data.tokenizer import Tokenizer
-from gptstar.device import pick_precision
+from gptstar.device import DTYPES, pick_precision
 from gptstar.errors import UserError
 from gptstar.evaluation.budget import token_budget
-from gptstar.evaluation.checkpoint import DTYPES, context_length, load_for_evaluation
+from gptstar.evaluation.checkpoint import context_length, load_for_evaluation
 from gptstar.evaluation.held_out import held_out_loss, open_held_out
 from gptstar.evaluation.provenance import about, evaluation_folder
 from gptstar.evaluation.report import write_markdown
 from gptstar.evaluation.results import read_results, write_results
 from gptstar.evaluation.store import RequestStore, fingerprint
 from gptstar.model.transformer import GPT
+from gptstar.quantization.quantize import KINDS
 
 if TYPE_CHECKING:
     from gptstar.evaluation.tasks import LoadedTask
@@ -48,7 +49,7 @@ class EvaluateConfig:
     num_fewshot   examples in front of each question; null: what the task says
     max_length    tokens the model reads at once; null: its own context
     batch_tokens  tokens a forward pass; auto: what memory holds and the device is fast at
-    dtype         auto (as saved), fp32, bf16 or fp16
+    dtype         auto (as saved), fp32, bf16, fp16, int8 or int4
     """
 
     checkpoint: str = "???"  # must be given
@@ -69,8 +70,8 @@ class EvaluateConfig:
             raise ValueError(f"limit={self.limit} must be above 0, or null for all documents")
         if self.num_fewshot is not None and self.num_fewshot < 0:
             raise ValueError(f"num_fewshot={self.num_fewshot} must not be negative")
-        if self.dtype not in ("auto", *DTYPES):
-            raise ValueError(f"dtype={self.dtype!r} is unknown: choose one of auto, fp32, bf16, fp16")
+        if self.dtype not in ("auto", *DTYPES, *KINDS):
+            raise ValueError(f"dtype={self.dtype!r} is unknown: choose one of auto, fp32, bf16, fp16, int8, int4")
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from gptstar.evaluation.scoring import Query, Scorer
 from gptstar.evaluation.store import RequestStore, request_key
 from gptstar.generation.sampling import Sampler
 from gptstar.generation.settings import SamplingSettings
+from gptstar.model.describe import parameter_count
 from gptstar.model.transformer import GPT
 
 Show = Callable[[int], AbstractContextManager[Callable[[int], None]]]
@@ -116,8 +117,12 @@ class GPTStarLM(TemplateLM):
 
     def get_model_info(self) -> dict:
         """What the harness notes about the model."""
-        n_parameter = sum(p.numel() for p in self.model.parameters())
-        return {"model_num_parameters": n_parameter, "model_dtype": str(self.model.dtype), "max_length": self.max_length}
+        n_parameter = parameter_count(self.model.config)
+        return {
+            "model_num_parameters": n_parameter,
+            "model_dtype": str(self.model.dtype),
+            "max_length": self.max_length,
+        }
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
         """Token numbers, with what the tokenizer puts around a text unless the text begins with it already."""

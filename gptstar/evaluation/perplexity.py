@@ -14,9 +14,10 @@ import torch
 from rich.console import Console
 
 from gptstar.data.tokenizer import Tokenizer
+from gptstar.device import DTYPES
 from gptstar.errors import UserError
 from gptstar.evaluation.budget import token_budget
-from gptstar.evaluation.checkpoint import DTYPES, load_for_evaluation
+from gptstar.evaluation.checkpoint import load_for_evaluation
 from gptstar.evaluation.progress import progress
 from gptstar.evaluation.provenance import about, evaluation_folder, trained_length
 from gptstar.evaluation.results import read_results, write_results
@@ -26,6 +27,7 @@ from gptstar.evaluation.windows import PROTOCOLS, cut_windows, score_windows
 from gptstar.model.choices import longest
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.load import load_config
+from gptstar.quantization.quantize import KINDS
 
 BLOCK = 1024  # tokens; the standard error takes the loss of blocks, not of tokens, to be independent
 
@@ -48,7 +50,7 @@ class PerplexityConfig:
     output_dir    where perplexity.json, .md and .png go; null: RUN/evaluation, evaluations/NAME for what is no run,
                   evaluations/perplexity for several checkpoints. What is there is not measured again
     batch_tokens  tokens a forward pass (at least one window); auto: what memory holds and the device is fast at
-    dtype         auto (as saved), fp32, bf16 or fp16
+    dtype         auto (as saved), fp32, bf16, fp16, int8 or int4
     """
 
     checkpoints: list[str] = field(default_factory=list)
@@ -70,8 +72,8 @@ class PerplexityConfig:
             if getattr(self, key) not in choices:
                 known = ", ".join(map(str, choices[1:]))
                 raise ValueError(f"{key}={getattr(self, key)!r} is unknown: choose one of {known}")
-        if self.dtype not in ("auto", *DTYPES):
-            raise ValueError(f"dtype={self.dtype!r} is unknown: choose one of auto, fp32, bf16, fp16")
+        if self.dtype not in ("auto", *DTYPES, *KINDS):
+            raise ValueError(f"dtype={self.dtype!r} is unknown: choose one of auto, fp32, bf16, fp16, int8, int4")
         if not self.checkpoints:
             raise ValueError("checkpoints is empty: name at least one, checkpoints=[RUN]")
         if not self.text and self.preset is None:

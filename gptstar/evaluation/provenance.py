@@ -7,12 +7,14 @@ from pathlib import Path
 import torch
 
 import gptstar
+from gptstar.device import DTYPES
 from gptstar.environment import commit, cpu_name
 from gptstar.errors import UserError
-from gptstar.evaluation.checkpoint import DTYPES
 from gptstar.model.config import ModelConfig
+from gptstar.model.describe import parameter_count
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.native import find_checkpoint, find_run, read_json, read_run_config
+from gptstar.quantization.quantize import quantization_of
 
 
 def about(checkpoint: str, model: GPT) -> dict:
@@ -22,9 +24,9 @@ def about(checkpoint: str, model: GPT) -> dict:
     return {
         "checkpoint": str(folder or checkpoint),
         "model": model.config.name,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": parameter_count(model.config),
         "training_tokens": _training_tokens(folder),
-        "dtype": next(name for name, dtype in DTYPES.items() if dtype == model.dtype),
+        "dtype": quantization_of(model) or next(name for name, dtype in DTYPES.items() if dtype == model.dtype),
         "device": model.device.type,
         "gptstar": gptstar.__version__,
         "torch": torch.__version__,

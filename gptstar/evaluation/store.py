@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import UserError
@@ -70,7 +71,8 @@ def fingerprint(model: GPT, tokenizer: Tokenizer, **settings: Any) -> str:
     """A hash of weights, architecture, tokenizer and settings."""
     digest = hashlib.sha256(json.dumps([asdict(model.config), settings], sort_keys=True).encode())
     digest.update(tokenizer.fingerprint().encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    weights = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    for name, tensor in sorted((weights | dict(model.named_buffers())).items()):  # buffers: quantised weights
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -1,4 +1,5 @@
-"""Several Linear layers kept as one matrix, so that the hardware runs one large matmul, saved under separate names."""
+"""The large matrices: the table of tokens, and several Linear layers kept as one matrix, so that the hardware runs one
+large matmul, saved under separate names."""
 
 from __future__ import annotations
 
@@ -7,6 +8,19 @@ from collections.abc import Collection, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class TokenTable(nn.Embedding):
+    """(V, C), a row a token: looked up where tokens come in, multiplied with where scores go out."""
+
+    @property
+    def dense(self) -> Tensor:
+        """(V, C)"""
+        return self.weight
+
+    def scores(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
+        """(..., C) -> (..., V)"""
+        return F.linear(hidden, self.weight, bias)
 
 
 class FusedLinear(nn.Module):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TypeVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptstar.model.attention import Sight, make_sight
@@ -16,7 +15,7 @@ from gptstar.model.initialization import initialize
 from gptstar.model.loss import linear_cross_entropy, softcapped
 from gptstar.model.norms import build_norm
 from gptstar.model.positions import SCHEMES, NoPosition
-from gptstar.model.projections import load_fused_parts
+from gptstar.model.projections import TokenTable, load_fused_parts
 
 C = TypeVar("C", bound=KeyValueCache)
 
@@ -29,7 +28,7 @@ class GPT(nn.Module):
         check_choices(config)
         self.config = config
         rows = config.padded_vocab_size
-        self.embedding = nn.Embedding(rows, config.d_model)
+        self.embedding = TokenTable(rows, config.d_model)
         self.embedding_norm = (
             build_norm(config.norm, config.d_model, config.norm_eps) if config.embedding_norm else nn.Identity()
         )
@@ -37,25 +36,25 @@ class GPT(nn.Module):
         self.position = nn.ModuleDict({scheme: SCHEMES[scheme](config) for scheme in dict.fromkeys(config.schemes)})
         self.blocks = nn.ModuleList(BLOCKS[config.block](config, layer) for layer in range(config.n_layer))
         self.norm = build_norm(config.norm, config.d_model, config.norm_eps)
-        self.head = None if config.tie_head else nn.Linear(config.d_model, rows, bias=False)
+        self.head = None if config.tie_head else TokenTable(rows, config.d_model)
         self.head_bias = nn.Parameter(torch.empty(rows)) if config.head_bias else None
         self.register_load_state_dict_pre_hook(load_fused_parts)
         initialize(self, config)
 
     @property
-    def head_weight(self) -> Tensor:
-        """(padded V, C): the token embedding itself when tied."""
-        return self.embedding.weight if self.head is None else self.head.weight
+    def head_table(self) -> TokenTable:
+        """What the last hidden states are multiplied with: the token embedding itself when tied."""
+        return self.embedding if self.head is None else self.head
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return self.norm.weight.device
+        return cast(Tensor, self.norm.weight).device
 
     @property
     def dtype(self) -> torch.dtype:
         """In which numbers it computes; a quantised model keeps its matrices in others."""
-        return self.norm.weight.dtype
+        return cast(Tensor, self.norm.weight).dtype
 
     @property
     def longest(self) -> int | None:
@@ -126,7 +125,7 @@ class GPT(nn.Module):
 
     def logits(self, hidden_BTC: Tensor) -> Tensor:
         """Scores of every token of the vocabulary, (..., V), from the final norm's output (..., C)."""
-        logits = F.linear(hidden_BTC, self.head_weight, self.head_bias)[..., : self.config.vocab_size]
+        logits = self.head_table.scores(hidden_BTC, self.head_bias)[..., : self.config.vocab_size]
         return softcapped(logits, self.config.logit_softcap)
 
     def forward(
@@ -145,7 +144,7 @@ class GPT(nn.Module):
             return self.logits(hidden_BTC)
         return linear_cross_entropy(
             hidden_BTC.flatten(0, 1),
-            self.head_weight,
+            self.head_table.dense,
             targets_BT.flatten(),
             bias_V=self.head_bias,
             softcap=self.config.logit_softcap,

@@ -98,6 +98,7 @@ def fill(model: GPT, entries: list[Entry], theirs: Stored, ignored: tuple[str, .
             continue
         if not all_finite(tensor):
             broken.append(entry.theirs)
+            continue
         for home, part in zip(homes, entry.split(tensor), strict=True):
             home.copy_(part)
     _refuse({"mis-shaped": sorted(misshapen), "not finite": sorted(broken)})

@@ -21,19 +21,18 @@ from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import UserError
 from gptstar.model.config import ModelConfig
 from gptstar.model.transformer import GPT
+from gptstar.pretrained.empty import Dtype, empty_model
+from gptstar.pretrained.family import Entry, fill
+from gptstar.pretrained.stored import in_memory
 
 
-def load_llama2c(
-    path: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
-) -> tuple[GPT, Tokenizer]:
+def load_llama2c(path: Path, device: torch.device | str = "cpu", dtype: Dtype = None) -> tuple[GPT, Tokenizer]:
     """The model of a MODEL.bin, in evaluation mode, and the tokenizer beside it. UserError for a damaged file."""
     config = llama2c_config(path)
     weights = _read_weights(path, config)
-    with torch.device("meta"):
-        model = GPT(config)
-    model = model.to_empty(device=device)
-    model.load_state_dict(weights)
-    return model.to(dtype=dtype).eval(), _read_tokenizer(path, config.vocab_size)
+    model = empty_model(config, device, dtype, torch.float32)
+    fill(model, [Entry(name, (name,)) for name in weights], in_memory(weights))
+    return model.eval(), _read_tokenizer(path, config.vocab_size)
 
 
 def llama2c_config(path: Path) -> ModelConfig:

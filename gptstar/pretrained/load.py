@@ -13,6 +13,7 @@ from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import UserError
 from gptstar.model.config import ModelConfig
 from gptstar.model.transformer import GPT
+from gptstar.pretrained.empty import pick_dtype
 from gptstar.pretrained.llama2c import llama2c_config, load_llama2c
 from gptstar.pretrained.native import find_checkpoint, load_native, read_config
 from gptstar.pretrained.neox_slim import is_neox_slim, load_neox_slim, neox_slim_config
@@ -25,7 +26,7 @@ OF_NOBODY = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # hu
 
 
 def load(
-    source: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    source: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | str | None = None
 ) -> tuple[GPT, Tokenizer]:
     """A trained model, in evaluation mode, and its tokenizer.
 
@@ -34,10 +35,13 @@ def load(
     wrote), or such a model's hub name; a MODEL.bin of llama2.c; a published GPT* archive (*.pth.tar; `python -m
     gptstar.pretrained.download` fetches them); GPT-NeoX-20B's slim-weights folder (20B_tokenizer.json and
     global_step*/, or the latter alone).
-    dtype: of the weights; None keeps what was saved. Raises UserError for what is none of these or damaged.
+    dtype: of the weights, a torch.dtype or fp32, bf16, fp16; None keeps what was saved. int8 and int4 quantise them, a
+    matrix at a time as they are read, and compute in fp32 on a CPU and in bf16 elsewhere.
+    Raises UserError for what is none of these or damaged, and for an unknown dtype.
     """
+    kept = pick_dtype(dtype)
     layout, path = _find(source)
-    return layout.load(path, device, dtype)
+    return layout.load(path, device, kept)
 
 
 def load_config(source: str | Path) -> ModelConfig:

@@ -126,7 +126,7 @@ class GPTStarForCausalLM(PreTrainedModel, GenerationMixin):
         """(padded V, C)."""
         return self.model.embedding
 
-    def get_output_embeddings(self) -> nn.Linear | None:
+    def get_output_embeddings(self) -> nn.Module | None:
         """The head; None where it is the embedding itself."""
         return self.model.head
 

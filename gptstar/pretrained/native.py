@@ -25,6 +25,7 @@ from gptstar.errors import UserError
 from gptstar.model.choices import check_choices
 from gptstar.model.config import ModelConfig
 from gptstar.model.transformer import GPT
+from gptstar.pretrained.empty import Dtype, empty_model, refuse_quantized
 from gptstar.pretrained.family import Entry, fill
 from gptstar.pretrained.stored import Stored, open_safetensors
 
@@ -35,8 +36,10 @@ STEP_PREFIX = "step-"
 def save_weights(folder: Path, model: GPT, tokenizer: Tokenizer, training: dict) -> None:
     """Writes config.json, model.safetensors and tokenizer.json into an existing folder.
 
-    `training` says where in training the weights were taken: step, tokens, validation_loss.
+    `training` says where in training the weights were taken: step, tokens, validation_loss. Raises UserError for a
+    quantised model.
     """
+    refuse_quantized(model)
     config = {
         "format": FORMAT,
         "model": asdict(model.config),
@@ -48,22 +51,18 @@ def save_weights(folder: Path, model: GPT, tokenizer: Tokenizer, training: dict)
     tokenizer.save(folder / "tokenizer.json")
 
 
-def load_native(
-    source: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
-) -> tuple[GPT, Tokenizer]:
+def load_native(source: str | Path, device: torch.device | str = "cpu", dtype: Dtype = None) -> tuple[GPT, Tokenizer]:
     """A model trained here, in evaluation mode, and its tokenizer.
 
     source: a run folder (its last checkpoint), RUN/last, RUN/best (lowest validation loss), or a checkpoint folder.
-    dtype: of the weights; None keeps what was saved. Raises UserError for a folder that is none of these or damaged.
+    dtype: see `gptstar.load`. Raises UserError for a folder that is none of these or damaged.
     """
     folder = find_checkpoint(source)
     config = read_config(folder)
     eot_token = read_json(folder).get("eot_token")
     if not isinstance(eot_token, str):
         raise UserError(f"{folder / 'config.json'} names no eot_token: the checkpoint is damaged, use another one")
-    with torch.device("meta"):
-        model = GPT(config)
-    model = model.to(dtype=dtype or _stored_dtype(folder)).to_empty(device=device)
+    model = empty_model(config, device, dtype, _stored_dtype(folder))
     load_weights(folder, model)
     return model.eval(), load_tokenizer(str(folder / "tokenizer.json"), eot_token)
 
@@ -84,9 +83,9 @@ def _open(folder: Path) -> Stored:
         raise UserError(f"{folder}: {error}: the checkpoint is damaged, use another one") from error
 
 
-def _stored_dtype(folder: Path) -> torch.dtype | None:
+def _stored_dtype(folder: Path) -> torch.dtype:
     read = _open(folder).get("embedding.weight")
-    return None if read is None else read().dtype
+    return torch.float32 if read is None else read().dtype
 
 
 def find_checkpoint(source: str | Path) -> Path:

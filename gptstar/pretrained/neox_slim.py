@@ -33,6 +33,7 @@ from gptstar.data.tokenizer import Tokenizer, load_tokenizer
 from gptstar.errors import UserError
 from gptstar.model.config import ModelConfig
 from gptstar.model.transformer import GPT
+from gptstar.pretrained.empty import Dtype, empty_model
 from gptstar.pretrained.family import Entry, all_finite
 from gptstar.pretrained.neox import NEOX
 from gptstar.pretrained.stored import read_tensors
@@ -67,9 +68,7 @@ def is_neox_slim(path: Path) -> bool:
     return bool(_shard_folders(path)) or (path / TOKENIZER).is_file()
 
 
-def load_neox_slim(
-    path: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
-) -> tuple[GPT, Tokenizer]:
+def load_neox_slim(path: Path, device: torch.device | str = "cpu", dtype: Dtype = None) -> tuple[GPT, Tokenizer]:
     """The model of a slim-weights folder, in evaluation mode, and its tokenizer.
 
     path: the folder that holds 20B_tokenizer.json and global_step*/, or the global_step folder itself.
@@ -82,12 +81,10 @@ def load_neox_slim(
     try:
         shards = _open_shards(folder)
         config = infer_config(shards)
-        with torch.device("meta"):
-            model = GPT(config)
         plan = _plan(config)
-        _check_tensors(shards, plan, model.state_dict())
-        kept = dtype or shards[0, 0]["word_embeddings.weight"].dtype
-        model = model.to(dtype=kept).to_empty(device=device)
+        with torch.device("meta"):
+            _check_tensors(shards, plan, GPT(config).state_dict())
+        model = empty_model(config, device, dtype, shards[0, 0]["word_embeddings.weight"].dtype)
         _fill(model.state_dict(), shards, plan)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
@@ -246,9 +243,8 @@ def _fill(targets: dict[str, Tensor], shards: Shards, plan: Plan) -> None:
                         apart.append(f"{name} in {_file(number, 0)} and {_file(number, 1)}")
                     total = total / 2
                 parts = [total]
-            for half, part in enumerate(parts):
-                for ours, piece in zip(entry.ours, entry.split(part), strict=True):
-                    _part(name, targets[ours], half).copy_(piece)
+            for ours, pieces in zip(entry.ours, zip(*map(entry.split, parts), strict=True), strict=True):
+                targets[ours].copy_(pieces[0] if len(pieces) == 1 else torch.cat(pieces, ALONG[name]))
     _refuse({"not finite tensors": broken, "norms that differ between the halves": apart})
 
 

@@ -17,6 +17,7 @@ from gptstar.errors import UserError
 from gptstar.model.config import ModelConfig
 from gptstar.model.positions import alibi_slopes
 from gptstar.model.transformer import GPT
+from gptstar.pretrained.empty import Dtype, empty_model
 from gptstar.pretrained.family import Entry, all_finite, fill, same
 from gptstar.pretrained.stored import in_memory, read_pickle
 
@@ -28,18 +29,14 @@ def is_star_archive(path: Path) -> bool:
     return path.is_file() and path.name.endswith(".pth.tar")
 
 
-def load_star_archive(
-    path: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
-) -> tuple[GPT, Tokenizer]:
+def load_star_archive(path: Path, device: torch.device | str = "cpu", dtype: Dtype = None) -> tuple[GPT, Tokenizer]:
     """A published GPT*, in evaluation mode, and GPT-2's tokenizer: from the archive's folder, else from the hub.
 
     Raises UserError for what cannot be read or lists the tensors that do not fit.
     """
     theirs = read_state_dict(path)
     config = _shape(path, theirs)
-    with torch.device("meta"):
-        model = GPT(config)
-    model = model.to(dtype=dtype or theirs["wte.weight"].dtype).to_empty(device=device)
+    model = empty_model(config, device, dtype, theirs["wte.weight"].dtype)
     try:
         fill(model, _entries(model.config), in_memory(theirs), IGNORED)
     except UserError as error:

@@ -20,6 +20,7 @@ from gptstar.errors import UserError
 from gptstar.model.choices import check_choices
 from gptstar.model.config import ModelConfig
 from gptstar.model.transformer import GPT
+from gptstar.pretrained.empty import Dtype, empty_model, refuse_quantized
 from gptstar.pretrained.family import Family
 from gptstar.pretrained.gpt2 import GPT2
 from gptstar.pretrained.gpt_neo import GPT_NEO
@@ -33,19 +34,16 @@ FAMILIES: dict[str, Family] = {family.model_type: family for family in (GPT2, GP
 
 
 def load_transformers_folder(
-    folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    folder: Path, device: torch.device | str = "cpu", dtype: Dtype = None
 ) -> tuple[GPT, Tokenizer]:
     """A published or exported model, in evaluation mode, and its tokenizer.
 
     Raises UserError for what cannot be read or does not fit. No code in the folder is run.
     """
     family, shape = _read_config(folder)
-    with torch.device("meta"):
-        model = GPT(shape)
     try:
         weights = _open_weights(folder)
-        kept = dtype or family.dtype(weights, shape)
-        model = model.to(dtype=kept).to_empty(device=device)
+        model = empty_model(shape, device, dtype, family.dtype(weights, shape))
         family.fill(model, weights)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
@@ -79,6 +77,7 @@ def save_transformers_folder(model: GPT, tokenizer: Tokenizer, folder: Path) -> 
 
     Raises UserError for a folder in use and where it cannot be written.
     """
+    refuse_quantized(model)
     folder = folder.resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not empty: choose another folder")

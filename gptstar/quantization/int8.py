@@ -1,0 +1,73 @@
+"""A matrix in 8 bits: a scale a row, symmetric, rounded to nearest.
+
+Products are in 8 bits too where the processor does that fast (W8A8; Dettmers et al., "LLM.int8()", arXiv:2208.07339,
+without its outlier columns): every row of the input gets a scale of its own as it comes, integers are multiplied
+exactly, and the scales follow. So a row's result does not depend on the rows beside it, to the last bit.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LARGEST = 127
+
+
+class Int8Matrix(nn.Module):
+    """(N, K): codes int8 and scale (N,), so that row n is codes[n] * scale[n]."""
+
+    codes: Tensor
+    scale: Tensor
+
+    def __init__(self, n_row: int, n_column: int) -> None:
+        super().__init__()
+        self.register_buffer("codes", torch.empty(n_row, n_column, dtype=torch.int8), persistent=False)
+        self.register_buffer("scale", torch.empty(n_row, dtype=torch.float32), persistent=False)
+
+    @property
+    def shape(self) -> torch.Size:
+        """(N, K)"""
+        return self.codes.shape
+
+    def set_rows(self, start: int, rows: Tensor) -> None:
+        """Quantises rows of the matrix, which begin with row `start`."""
+        rows = rows.to(self.codes.device, torch.float32)
+        scale = quantization_scale(rows)
+        self.scale[start : start + len(rows)] = scale[:, 0]
+        self.codes[start : start + len(rows)] = (rows / scale).round_().to(torch.int8)
+
+    def take(self, index: Tensor, dtype: torch.dtype) -> Tensor:
+        """Some rows, (..., K) for int64 (...)."""
+        return self.codes[index].to(dtype) * self.scale[index].to(dtype)[..., None]
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The matrix that is meant."""
+        return self.codes.to(dtype) * self.scale.to(dtype)[:, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x @ W.T, (..., K) -> (..., N), in the dtype of x."""
+        if x.device.type != "cpu" or not int_mm_is_exact():
+            return F.linear(x, self.dense(x.dtype))
+        flat = x.reshape(-1, x.shape[-1]).float()
+        scale = quantization_scale(flat)
+        product = torch._int_mm((flat / scale).round().to(torch.int8), self.codes.t())
+        return (product * scale * self.scale).to(x.dtype).view(*x.shape[:-1], -1)
+
+
+def quantization_scale(rows: Tensor) -> Tensor:
+    """What the largest number of each row is 127 times of, (N, 1)."""
+    return rows.abs().amax(-1, keepdim=True).clamp(min=1e-30) / LARGEST
+
+
+@cache
+def int_mm_is_exact() -> bool:
+    """Whether this processor multiplies int8 matrices without saturating in between, as those without VNNI may."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randint(0, 2, (n, 512), generator=generator) * (2 * LARGEST) - LARGEST for n in (3, 64))
+    try:
+        return torch.equal(torch._int_mm(a.to(torch.int8), b.to(torch.int8).t()), (a @ b.t()).to(torch.int32))
+    except RuntimeError:
+        return False

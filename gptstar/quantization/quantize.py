@@ -1,0 +1,61 @@
+"""Which layers of a model are quantised, and how one gets there."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from gptstar.errors import UserError
+from gptstar.model.adapters import Adapter
+from gptstar.model.projections import FusedLinear, TokenTable
+from gptstar.model.transformer import GPT
+from gptstar.quantization.int4 import Int4Matrix
+from gptstar.quantization.layers import QuantizedFused, QuantizedLinear, QuantizedTable
+
+KINDS = ("int8", "int4")
+
+
+def prepare_quantized(model: GPT, kind: str) -> GPT:
+    """Puts quantised layers without contents in the place of a model's linear layers and token tables.
+
+    kind: int8, or int4 (token tables, and matrices of sizes that torch's kernels do not take, are int8 there too).
+    Norms, biases, positions, gates and adapters stay as they are. The model may be on the meta device; what fills its
+    state dict afterwards quantises it. Raises UserError for an unknown kind.
+    """
+    if kind not in KINDS:
+        raise UserError(f"{kind!r} is no kind of quantised weights: choose one of {', '.join(KINDS)}")
+    for module in list(model.modules()):
+        if isinstance(module, Adapter):
+            continue
+        for name, child in list(module.named_children()):
+            setattr(module, name, _quantized(child, kind))
+    return model
+
+
+def _quantized(module: nn.Module, kind: str) -> nn.Module:
+    if type(module) is FusedLinear:
+        return QuantizedFused(module, kind)
+    if type(module) is TokenTable:
+        return QuantizedTable(module)
+    if type(module) is nn.Linear:
+        return QuantizedLinear(module, kind)
+    return module
+
+
+@torch.no_grad()
+def quantize(model: GPT, kind: str) -> GPT:
+    """A quantised copy of a model, on its device, in evaluation mode."""
+    with torch.device("meta"):
+        copy = GPT(model.config)
+    copy = prepare_quantized(copy.to(dtype=model.dtype), kind).to_empty(device=model.device)
+    weights = model.state_dict()
+    for name, home in copy.state_dict().items():
+        home.copy_(weights[name])
+    return copy.eval()
+
+
+def quantization_of(model: GPT) -> str | None:
+    """Which kind a model is, or None for one that is not quantised."""
+    if not isinstance(model.embedding, QuantizedTable):
+        return None
+    return "int4" if any(isinstance(module, Int4Matrix) for module in model.modules()) else "int8"
