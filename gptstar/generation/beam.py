@@ -15,6 +15,7 @@ from torch import Tensor
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import UserError
 from gptstar.generation.continuation import Prompt
+from gptstar.generation.decoding import Decoder
 from gptstar.generation.penalties import History
 from gptstar.generation.sampling import Sampler
 from gptstar.generation.settings import SamplingSettings
@@ -68,8 +69,7 @@ def beam_search(
     more sequences than beams, and for a length beyond learned positions.
     """
     _check(settings, beams, tokenizer.vocab_size)
-    read = Prompt(tokenizer, prompt, settings)
-    read.check_length(model.longest)
+    read = Prompt(tokenizer, prompt, settings, model.longest)
     found = _Search(model, tokenizer, read, beams).run()
     after = len(read.text)
     return [Beam(new, tokenizer.decode([*read.shown, *new])[after:], score) for score, new in found[: settings.n]]
@@ -90,7 +90,12 @@ class _Search:
     """The state of one search: what is followed, and what is finished."""
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, prompt: Prompt, beams: BeamSettings) -> None:
-        self.model, self.vocab_size, self.settings, self.beams = model, tokenizer.vocab_size, prompt.settings, beams
+        self.decoder, self.vocab_size, self.settings, self.beams = (
+            Decoder(model),
+            tokenizer.vocab_size,
+            prompt.settings,
+            beams,
+        )
         self.ends = {tokenizer.eot_id, *self.settings.stop_tokens}
         n, device = beams.n_beam, model.device
         self.sampler = Sampler(
@@ -109,7 +114,7 @@ class _Search:
         """Scores and tokens of the finished continuations, best first."""
         if not self.settings.max_new_tokens:
             return [(0.0, [])] * self.beams.n_beam
-        logits_NV = self.model.logits(self.model.hidden(self.prompt, self.cache)[:, -1])
+        logits_NV = self.decoder.read(self.prompt, self.cache)
         rows_N = torch.zeros(self.beams.n_beam, dtype=torch.int64, device=self.prompt.device)
         self.cache.reorder(rows_N)
         logits_NV = logits_NV[rows_N]
@@ -120,7 +125,7 @@ class _Search:
             self.cache.reorder(rows_N)
             self.history.reorder(rows_N)
             self.history.append(token_N)
-            logits_NV = self.model.logits(self.model.hidden(token_N[:, None], self.cache)[:, -1])
+            logits_NV = self.decoder(token_N, self.cache)
         return self.finished
 
     def _advance(self, logits_NV: Tensor, length: int) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,8 @@ class Prompt:
     """A prompt as the model reads it.
 
     text            the prompt as the tokenizer gives it back
-    tokens          what the model reads; end of text alone for an empty prompt
+    tokens          what the model reads; end of text alone for an empty prompt, and the last tokens alone where
+                    settings.truncate allows that
     first           the only tokens the first choice is made from, or None for all
     settings        those asked for, with one token more where one was taken back
 
@@ -24,7 +25,10 @@ class Prompt:
     one chosen must begin with its text. Not so where the caller forces the first tokens, or wants none.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: str, settings: SamplingSettings) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, prompt: str, settings: SamplingSettings, longest: int | None = None
+    ) -> None:
+        """longest: how many tokens there may be in the end, None: any number. UserError where there would be more."""
         shown = tokenizer.encode(prompt)
         self.text = tokenizer.decode(shown)
         self.first: list[int] | None = None
@@ -37,19 +41,23 @@ class Prompt:
             )
         self.shown = shown  # what the continuation's text follows
         self.tokens = shown or [tokenizer.eot_id]
+        if longest is not None and self.capacity > longest:
+            self._shorten(longest)
 
     @property
     def capacity(self) -> int:
         """How many tokens there may be in the end."""
         return len(self.tokens) + self.settings.max_new_tokens
 
-    def check_length(self, longest: int | None) -> None:
-        """Raises UserError where the model cannot read so many; longest: as in `GPT.longest`."""
-        if longest is not None and self.capacity > longest:
+    def _shorten(self, longest: int) -> None:
+        room = longest - self.settings.max_new_tokens
+        if not self.settings.truncate or room < 1:
+            otherwise = ", or set truncate=true to drop its beginning" if room > 0 else ""
             raise UserError(
                 f"{len(self.tokens)} prompt tokens and max_new_tokens={self.settings.max_new_tokens} exceed the "
-                f"{longest} tokens the model can read: shorten the prompt or lower max_new_tokens"
+                f"{longest} tokens the model can read: shorten the prompt, lower max_new_tokens{otherwise}"
             )
+        self.tokens = self.tokens[-room:]
 
 
 class Continuation:

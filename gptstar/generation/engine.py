@@ -22,6 +22,7 @@ from torch import Tensor
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import UserError
 from gptstar.generation.continuation import Continuation, Prompt
+from gptstar.generation.decoding import Decoder
 from gptstar.generation.generate import Generation
 from gptstar.generation.logprobs import TokenLogprob, token_logprobs
 from gptstar.generation.penalties import History
@@ -86,14 +87,25 @@ class Engine:
     max_rows   sequences that are worked on at a time; the others wait in the order they came
     capacity   tokens a sequence can have, prompt and continuation; None: what the model can read, or twice its context
     budget     tokens read in a round, at most; those who write come first
+    decoder    a `Decoder(model, compiled=True)` is faster
     """
 
     def __init__(
-        self, model: GPT, tokenizer: Tokenizer, max_rows: int = 16, capacity: int | None = None, budget: int = 512
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        max_rows: int = 16,
+        capacity: int | None = None,
+        budget: int = 512,
+        decoder: Decoder | None = None,
     ) -> None:
         if max_rows < 1 or budget < 1:
             raise UserError(f"max_rows={max_rows} and budget={budget} must be at least 1")
-        self.model, self.tokenizer = model, tokenizer
+        if capacity is not None and (capacity < 1 or capacity > (model.longest or capacity)):
+            raise UserError(
+                f"capacity={capacity} must be at least 1 and at most the {model.longest} tokens of the model"
+            )
+        self.model, self.tokenizer, self.decoder = model, tokenizer, decoder or Decoder(model)
         self.capacity = capacity or model.longest or 2 * model.config.context
         self.budget, self.max_rows = budget, max_rows
         self.cache = model.new_rows_cache(max_rows, self.capacity)
@@ -109,13 +121,7 @@ class Engine:
     def submit(self, prompt: str, settings: SamplingSettings) -> int:
         """Queues a request; its number. Raises UserError for settings out of range and for what is too long."""
         settings.check(self.tokenizer.vocab_size)
-        ready = Prompt(self.tokenizer, prompt, settings)
-        ready.check_length(self.model.longest)
-        if ready.capacity > self.capacity:
-            raise UserError(
-                f"{len(ready.tokens)} prompt tokens and max_new_tokens={settings.max_new_tokens} exceed the "
-                f"{self.capacity} tokens a sequence can have here: shorten the prompt or lower max_new_tokens"
-            )
+        ready = Prompt(self.tokenizer, prompt, settings, self.capacity)
         self.requests += 1
         seed = fresh_seed() if settings.seed is None else settings.seed
         for index in range(settings.n):
@@ -169,8 +175,8 @@ class Engine:
         """The next token of every sequence that is being written."""
         sequences = list(self.writing)
         self.cache.n_active = len(sequences)
-        last = torch.tensor([[s.tokens[-1]] for s in sequences], device=self.device)
-        logits_BV = self._logits(self.model.hidden(last, self.cache)[:, -1])
+        last_B = torch.tensor([s.tokens[-1] for s in sequences], device=self.device)
+        logits_BV = self.decoder(last_B, self.cache)[:, : self.tokenizer.vocab_size]
         for sequence in sequences:
             self.contents[sequence.row].append(sequence.tokens[-1])
             sequence.n_read += 1
@@ -260,15 +266,11 @@ class Engine:
         """Reads a piece of a prompt; logits (1, V) after it."""
         piece = sequence.tokens[sequence.n_read : sequence.n_read + n_token]
         cache = self.cache.row(sequence.row)
-        hidden_BTC = self.model.hidden(torch.tensor([piece], device=self.device), cache)
+        logits_BV = self.decoder.read(torch.tensor([piece], device=self.device), cache)
         self.cache.lengths[sequence.row] = cache.length
         self.contents[sequence.row] += piece
         sequence.n_read += n_token
-        return self._logits(hidden_BTC[:, -1])
-
-    def _logits(self, hidden_BC: Tensor) -> Tensor:
-        """Of the tokenizer's tokens; embeddings beyond them (a padded vocabulary) are never chosen."""
-        return self.model.logits(hidden_BC)[:, : self.tokenizer.vocab_size]
+        return logits_BV[:, : self.tokenizer.vocab_size]  # embeddings beyond are never chosen
 
     def _sampler_of(self, sequences: list[Sequence]) -> tuple[Sampler, History | None]:
         """Kept for as long as the same sequences are written."""

@@ -11,6 +11,7 @@ import torch
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import UserError
 from gptstar.generation.continuation import Continuation, Prompt
+from gptstar.generation.decoding import Decoder
 from gptstar.generation.logprobs import TokenLogprob, token_logprobs
 from gptstar.generation.penalties import History
 from gptstar.generation.randomness import fresh_seed, sequence_seed
@@ -51,45 +52,51 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int | None = None,
+    decoder: Decoder | None = None,
     **more: Any,
 ) -> str:
     """The prompt and its continuation, up to the model's end of text.
 
     An empty prompt starts a document of its own. temperature 0 is greedy; `seed` makes the choice repeatable, None
-    draws a new one. more: any other field of `SamplingSettings`. Raises UserError for settings out of range and for a
-    length beyond learned positions.
+    draws a new one. decoder: a `Decoder(model, compiled=True)` of this model is faster. more: any other field of
+    `SamplingSettings`. Raises UserError for settings out of range and for a length beyond learned positions.
 
     A prompt that ends in white space is healed (see `gptstar.generation.continuation.Prompt`).
     """
     settings = SamplingSettings(
         max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, **more
     )
-    run = _only_run(model, tokenizer, prompt, settings)
+    run = _only_run(decoder or Decoder(model), tokenizer, prompt, settings)
     return run.prompt.text + "".join(piece for piece, _ in run.steps())
 
 
-def generate_detailed(model: GPT, tokenizer: Tokenizer, prompt: str, settings: SamplingSettings) -> list[Generation]:
+def generate_detailed(
+    model: GPT, tokenizer: Tokenizer, prompt: str, settings: SamplingSettings, decoder: Decoder | None = None
+) -> list[Generation]:
     """`settings.n` continuations of a prompt with all that is known of them. UserError as for `generate`."""
     settings.check(tokenizer.vocab_size)
     seed = fresh_seed() if settings.seed is None else settings.seed
     seeds = [sequence_seed(seed, i) for i in range(settings.n)]
-    return [_finished(_Run(model, tokenizer, prompt, settings, seed)) for seed in seeds]
+    decoder = decoder or Decoder(model)
+    return [_finished(_Run(decoder, tokenizer, prompt, settings, seed)) for seed in seeds]
 
 
-def generate_stream(model: GPT, tokenizer: Tokenizer, prompt: str, settings: SamplingSettings) -> Iterator[str]:
+def generate_stream(
+    model: GPT, tokenizer: Tokenizer, prompt: str, settings: SamplingSettings, decoder: Decoder | None = None
+) -> Iterator[str]:
     """Pieces of one continuation's text as they are decided: none splits a character, none is taken back.
 
     Together they are `Generation.text`. UserError as for `generate`, raised by the call itself.
     """
-    run = _only_run(model, tokenizer, prompt, settings)
+    run = _only_run(decoder or Decoder(model), tokenizer, prompt, settings)
     return (piece for piece, _ in run.steps() if piece)
 
 
-def _only_run(model: GPT, tokenizer: Tokenizer, prompt: str, settings: SamplingSettings) -> _Run:
+def _only_run(decoder: Decoder, tokenizer: Tokenizer, prompt: str, settings: SamplingSettings) -> _Run:
     settings.check(tokenizer.vocab_size)
     if settings.n != 1:
         raise UserError(f"n={settings.n} sequences do not fit into one text: call gptstar.generate_detailed")
-    return _Run(model, tokenizer, prompt, settings, fresh_seed() if settings.seed is None else settings.seed)
+    return _Run(decoder, tokenizer, prompt, settings, fresh_seed() if settings.seed is None else settings.seed)
 
 
 def _finished(run: _Run) -> Generation:
@@ -113,12 +120,13 @@ def _finished(run: _Run) -> Generation:
 class _Run:
     """One sequence, ready to be decoded."""
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, prompt: str, settings: SamplingSettings, seed: int) -> None:
-        self.model, self.seed = model, seed
+    def __init__(
+        self, decoder: Decoder, tokenizer: Tokenizer, prompt: str, settings: SamplingSettings, seed: int
+    ) -> None:
+        self.decoder, self.model, self.seed = decoder, decoder.model, seed
         self.vocab_size, self.eot_id = tokenizer.vocab_size, tokenizer.eot_id
-        self.prompt = Prompt(tokenizer, prompt, settings)
+        self.prompt = Prompt(tokenizer, prompt, settings, self.model.longest)
         self.continuation = Continuation(tokenizer, self.prompt)
-        self.prompt.check_length(model.longest)
 
     @torch.inference_mode()
     def steps(self) -> Iterator[tuple[str, list[TokenLogprob]]]:
@@ -130,14 +138,17 @@ class _Run:
         sampler = Sampler([settings], [self.seed], self.vocab_size, self.eot_id, device, [prompt.first])
         history = History.of([prompt.tokens], settings.max_new_tokens, device) if sampler.needs_history else None
         cache = self.model.new_cache(1, prompt.capacity)
-        current = torch.tensor([prompt.tokens], device=device)
+        token_B = None
         step_B = torch.zeros(1, dtype=torch.int64, device=device)
         while self.continuation.finish_reason is None:
-            logits_BV = self.model.logits(self.model.hidden(current, cache)[:, -1])[:, : self.vocab_size]
+            if token_B is None:
+                logits_BV = self.decoder.read(torch.tensor([prompt.tokens], device=device), cache)
+            else:
+                logits_BV = self.decoder(token_B, cache)
+            logits_BV = logits_BV[:, : self.vocab_size]
             token_B = sampler(logits_BV, step_B, history)
             logprobs = [] if settings.logprobs is None else token_logprobs(logits_BV, token_B, settings.logprobs)
             yield self.continuation.feed(int(token_B)), logprobs
             if history is not None:
                 history.append(token_B)
             step_B += 1
-            current = token_B[:, None]

@@ -40,6 +40,7 @@ class SamplingSettings:
     forced_tokens       the continuation begins with these, whatever else is asked
     stop                text that ends the continuation; neither it nor what follows is given out
     stop_tokens         tokens that end the continuation as end of text does
+    truncate            a prompt with more tokens than there is room for loses its beginning; False: it is refused
     n                   sequences per prompt
     seed                makes the choice repeatable; sequence i > 0 has a seed of its own; None draws one
     logprobs            how many of the likeliest tokens are reported beside each chosen one; None: nothing is
@@ -61,6 +62,7 @@ class SamplingSettings:
     forced_tokens: list[int] = field(default_factory=list)
     stop: list[str] = field(default_factory=list)
     stop_tokens: list[int] = field(default_factory=list)
+    truncate: bool = False
     n: int = 1
     seed: int | None = None
     logprobs: int | None = None

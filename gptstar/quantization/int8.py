@@ -24,6 +24,7 @@ class Int8Matrix(nn.Module):
 
     def __init__(self, n_row: int, n_column: int) -> None:
         super().__init__()
+        self.integers = int_mm_is_exact()  # whether products are in 8 bits on a CPU
         self.register_buffer("codes", torch.empty(n_row, n_column, dtype=torch.int8), persistent=False)
         self.register_buffer("scale", torch.empty(n_row, dtype=torch.float32), persistent=False)
 
@@ -49,7 +50,7 @@ class Int8Matrix(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x @ W.T, (..., K) -> (..., N), in the dtype of x."""
-        if x.device.type != "cpu" or not int_mm_is_exact():
+        if x.device.type != "cpu" or not self.integers:
             return F.linear(x, self.dense(x.dtype))
         flat = x.reshape(-1, x.shape[-1]).float()
         scale = quantization_scale(flat)

@@ -1,5 +1,7 @@
 """Tokens in, text and the reason for the end out: whatever is asked for together."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -101,7 +103,20 @@ def test_an_empty_prompt_is_end_of_text_and_shows_nothing():
 
 
 def test_a_prompt_with_no_room_is_refused():
-    read = Prompt(TOKENIZER, "abc", SamplingSettings(max_new_tokens=40))
-    with pytest.raises(UserError, match="exceed the 32 tokens the model can read: shorten"):
-        read.check_length(32)
-    read.check_length(None)
+    settings = SamplingSettings(max_new_tokens=40)
+    with pytest.raises(UserError, match="exceed the 32 tokens the model can read: shorten the prompt, lower max_new"):
+        Prompt(TOKENIZER, "abc", settings, 32)
+    with pytest.raises(UserError, match="truncate=true"):
+        Prompt(TOKENIZER, "abc abd acd" * 9, replace(settings, max_new_tokens=31), 32)
+    assert Prompt(TOKENIZER, "abc", settings).tokens == TOKENIZER.encode("abc")
+
+
+def test_a_long_prompt_loses_its_beginning_where_that_is_wanted():
+    settings = SamplingSettings(max_new_tokens=30, truncate=True)
+    text = "abc abd acd bcd " * 9
+    read = Prompt(TOKENIZER, text.strip(), settings, 32)
+    assert read.tokens == TOKENIZER.encode(text.strip())[-2:] and read.capacity == 32
+    assert read.text == text.strip()  # what the continuation follows is still the whole
+    assert Prompt(TOKENIZER, "abc", settings, 99).tokens == TOKENIZER.encode("abc")
+    with pytest.raises(UserError, match=r"lower max_new_tokens$"):
+        Prompt(TOKENIZER, text, replace(settings, max_new_tokens=32), 32)

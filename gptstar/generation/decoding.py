@@ -1,0 +1,150 @@
+"""One more token of every row: the step that decoding repeats, as fast as the device allows.
+
+A step reads every weight once and does little with it, so the limit is the memory's speed. What stands between is the
+time to launch some hundred small operations. `compiled=True` lets torch.compile join them; on a CPU a matrix times one
+vector becomes a loop of its own there, which reads faster than the libraries' matrix products do. On a GPU the launches
+are recorded once in a CUDA graph and played back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain
+from types import FunctionType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from gptstar.fast_linear import fast_linear
+from gptstar.model.cache import KeyValueCache
+from gptstar.model.transformer import GPT
+
+PIECE = 512  # tokens of a prompt that are read at a time: what a layer makes of them all could be gigabytes
+PAGE = 64  # keys are shown to a compiled step in multiples of it, so that shapes seldom change
+
+OPTIONS: dict[str, Any] = {
+    "guard_filter_fn": torch.compiler.keep_tensor_guards_unsafe,  # a model's weights do not change while it is read
+    # What a matrix is multiplied with is computed once, not again with each of the matrix's rows.
+    "realize_opcount_threshold": 0,
+    "realize_reads_threshold": 0,
+}
+
+
+class Decoder:
+    """Logits after one more token of each row, over a cache that `GPT.new_cache` or `new_rows_cache` made.
+
+    compiled: about half a minute the first time (torch keeps what it made on disk), and then, on a CPU, half the time
+    a token. The numbers are the same but for rounding.
+    """
+
+    def __init__(self, model: GPT, compiled: bool = False) -> None:
+        self.model, self.compiled = model, compiled
+        self._step = _compiled(model) if compiled else None
+
+    @torch.inference_mode()
+    def __call__(self, token_B: Tensor, cache: KeyValueCache) -> Tensor:
+        """(B, V) scores of what follows token_B, int64 (B,), which the cache has then seen."""
+        if not self.compiled:
+            with fast_linear(self.model.device, self.model.dtype):
+                return self.model.logits(self.model.hidden(token_B[:, None], cache)[:, -1])
+        slot_B1 = cache.slots(1, token_B.device).reshape(-1, 1).expand(len(token_B), 1)
+        n_key = min(-(-cache.n_key(1) // PAGE) * PAGE, cache.capacity)
+        logits_BV = self._run(token_B, slot_B1, cache.kept, n_key)
+        cache.advance(1)
+        return logits_BV
+
+    @torch.inference_mode()
+    def read(self, tokens_BT: Tensor, cache: KeyValueCache) -> Tensor:
+        """(B, V) scores of what follows the last of tokens (B, T), which continue what the cache has seen."""
+        with fast_linear(self.model.device, self.model.dtype):
+            for piece_BT in tokens_BT.split(PIECE, 1):
+                hidden_BTC = self.model.hidden(piece_BT, cache)
+            return self.model.logits(hidden_BTC[:, -1])
+
+    def _run(self, token_B: Tensor, slot_B1: Tensor, kept: dict[str, list[Tensor]], n_key: int) -> Tensor:
+        keys_S = torch.arange(n_key, device=token_B.device)
+        _may_vary(keys_S, 0)
+        _may_vary(token_B, 0)
+        _may_vary(slot_B1, 0)
+        if not hasattr(next(iter(kept.values()))[-1], "_dynamo_dynamic_indices"):  # a cache that is new
+            for whole in chain(*kept.values()):
+                _may_vary(whole, 0, 2)
+                torch._dynamo.mark_static(whole, 1)
+                torch._dynamo.mark_static(whole, 3)
+        assert self._step is not None
+        return self._step(token_B, slot_B1, keys_S, kept)
+
+
+def _compiled(model: GPT) -> Callable[..., Tensor]:
+    """The step of one model. Apart from the sizes of what it is given, nothing is checked when it is called."""
+
+    def step(token_B: Tensor, slot_B1: Tensor, keys_S: Tensor, kept: dict[str, list[Tensor]]) -> Tensor:
+        with _Products():
+            cache = StepCache(kept, slot_B1, keys_S.shape[0])
+            return model.logits(model.hidden(token_B[:, None], cache)[:, -1])
+
+    # What is compiled is kept with a function's code, so two models must not share the code.
+    own = FunctionType(step.__code__.replace(), step.__globals__, "step", closure=step.__closure__)
+    return torch.compile(own, fullgraph=True, options=OPTIONS)
+
+
+class StepCache(KeyValueCache):
+    """Another cache's tensors for one token a row, whose places are in a tensor and whose keys are a fixed number.
+
+    What stands beyond a row's place is not seen, so it may be anything finite.
+    """
+
+    def __init__(self, kept: dict[str, list[Tensor]], slot_B1: Tensor, n_key: int) -> None:
+        self.kept, self.slot_B1, self.shown = kept, slot_B1, n_key
+        self.row_B1 = torch.arange(len(slot_B1), device=slot_B1.device)[:, None]
+
+    def n_key(self, n_token: int) -> int:
+        return self.shown
+
+    def slots(self, n_token: int, device: torch.device) -> Tensor:
+        return self.slot_B1
+
+    def append(self, layer: int, name: str, x_BKTD: Tensor) -> Tensor:
+        whole = self.kept[name][layer]
+        whole[self.row_B1, :, self.slot_B1] = x_BKTD.transpose(1, 2)
+        return whole[: len(self.slot_B1), :, : self.shown]
+
+    def advance(self, n_token: int) -> None:
+        """The cache whose tensors these are counts for itself."""
+
+
+class _Products(TorchFunctionMode):
+    """F.linear of few rows, in a form that torch.compile makes fast code of."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return (_product if func is F.linear else func)(*args, **(kwargs or {}))
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if x.device.type != "cpu":
+        return F.linear(x, weight, bias)
+    if x.numel() == x.shape[-1]:  # a loop over the rows of the matrix, each read once
+        y = (x.flatten().float() * weight.float()).sum(-1).to(x.dtype).view(*x.shape[:-1], -1)
+        return y if bias is None else y + bias
+    return _fast_linear(x, weight, bias)
+
+
+@torch.library.custom_op("gptstar::fast_linear", mutates_args=())
+def _fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """torch.compile calls it as it is: its own ways to oneDNN take no batch of changing size."""
+    with fast_linear(x.device, x.dtype):
+        return F.linear(x, weight, bias)
+
+
+@_fast_linear.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+def _may_vary(tensor: Tensor, *dims: int) -> None:
+    for dim in dims:
+        if tensor.shape[dim] > 1:  # torch.compile makes code of its own for 1
+            torch._dynamo.mark_dynamic(tensor, dim)
