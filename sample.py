@@ -1,10 +1,13 @@
-"""Continues a prompt with a trained model: python sample.py --help"""
+"""Continues text with a trained model: python sample.py --help"""
 
 from __future__ import annotations
 
+from gptstar.allocator import keep_freed_memory
 from gptstar.configuration import run_door
 
 if __name__ == "__main__":
-    from gptstar.generation.command import SampleConfig, sample
+    keep_freed_memory()  # before torch is imported
 
-    run_door("sample", SampleConfig, lambda config: print(sample(config)))
+    from gptstar.generation.command import SampleConfig, run
+
+    run_door("sample", SampleConfig, run)

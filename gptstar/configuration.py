@@ -31,7 +31,10 @@ from gptstar.model.config import ModelConfig
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: interrupted and saved, start it again with resume=
 # Taken literally, whatever they hold.
-TEXT_KEYS = ("prompt", "trainer.sample_prompt", "checkpoint", "resume", "init_from", "data_dir", "output_dir")
+TEXT_KEYS = (
+    *("prompt", "prompt_file", "prompts", "output", "trainer.sample_prompt"),
+    *("checkpoint", "resume", "init_from", "data_dir", "output_dir"),
+)
 
 
 def config_directory() -> Path:

@@ -32,13 +32,13 @@ from gptstar.evaluation.budget import token_budget
 from gptstar.evaluation.checkpoint import context_length, load_for_evaluation
 from gptstar.evaluation.completion import complete
 from gptstar.evaluation.generation_settings import GenerationSettings
-from gptstar.evaluation.progress import progress
 from gptstar.evaluation.scoring import Query, Scorer
 from gptstar.evaluation.store import RequestStore, request_key
 from gptstar.generation.sampling import Sampler
 from gptstar.generation.settings import SamplingSettings
 from gptstar.model.describe import parameter_count
 from gptstar.model.transformer import GPT
+from gptstar.progress import progress
 
 Show = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 # (arguments, keys, numbers of those that are finished, progress) -> {number: answer} as they are finished

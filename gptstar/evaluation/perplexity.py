@@ -18,7 +18,6 @@ from gptstar.device import DTYPES
 from gptstar.errors import UserError
 from gptstar.evaluation.budget import token_budget
 from gptstar.evaluation.checkpoint import load_for_evaluation
-from gptstar.evaluation.progress import progress
 from gptstar.evaluation.provenance import about, evaluation_folder, trained_length
 from gptstar.evaluation.results import read_results, write_results
 from gptstar.evaluation.store import fingerprint, request_key
@@ -27,6 +26,7 @@ from gptstar.evaluation.windows import PROTOCOLS, cut_windows, score_windows
 from gptstar.model.choices import longest
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.load import load_config
+from gptstar.progress import progress
 from gptstar.quantization.quantize import KINDS
 
 BLOCK = 1024  # tokens; the standard error takes the loss of blocks, not of tokens, to be independent

@@ -6,46 +6,159 @@ import re
 import shlex
 import sys
 from dataclasses import asdict, dataclass
-from typing import Any
+from itertools import chain
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
 
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.device import pick_device
-from gptstar.generation.generate import Generation, generate_detailed
+from gptstar.errors import UserError
+from gptstar.generation.decoding import Decoder
+from gptstar.generation.engine import Engine
+from gptstar.generation.generate import Generation, generate_detailed, generate_stream
+from gptstar.generation.interactive import converse
+from gptstar.generation.many import continue_many, read_requests
 from gptstar.generation.randomness import fresh_seed
 from gptstar.generation.settings import SamplingSettings
+from gptstar.model.transformer import GPT
 from gptstar.pretrained.load import load
+from gptstar.progress import progress
 
 ALWAYS_SAID = ("checkpoint", "prompt", "max_new_tokens", "temperature", "top_p", "seed")
 
 
 @dataclass
 class SampleConfig(SamplingSettings):
-    """checkpoint: a run or checkpoint folder, or anything else `gptstar.load` reads; the rest is a request."""
+    """What is continued, by which model, and how (the rest is a request).
+
+    checkpoint   a run or checkpoint folder, or anything else `gptstar.load` reads
+    prompt       text; null: the model begins a document of its own
+    prompt_file  a file that holds the prompt; -: standard input
+    prompts      a file of JSON lines, {"prompt": "..."} and settings of its own where wanted, decoded together
+    output       prompts: the file of JSON lines that is written
+    interactive  a text is written in turns, the model's part streaming
+    dtype        auto (as saved), fp32, bf16, fp16, int8 or int4
+    compile      half a minute at the start, and then about twice as fast on a CPU
+    """
 
     checkpoint: str = "???"  # must be given
-    prompt: str = ""
+    prompt: str | None = None
+    prompt_file: str | None = None
+    prompts: str | None = None
+    output: str | None = None
+    interactive: bool = False
     device: str = "auto"
+    dtype: str = "auto"
+    compile: bool = False
     max_new_tokens: int = 200
     temperature: float = 0.8
     top_p: float | None = 0.95
     seed: int | None = 0
 
 
-def sample(config: SampleConfig) -> str:
+def run(config: SampleConfig) -> None:
+    """What is asked for: one sample to standard output, lines to a file, or a conversation.
+
+    Raises UserError for what makes no sense together, before the model is read.
+    """
+    _check_sources(config)
+    if config.prompts is None and not config.interactive:
+        sample(config, sys.stdout)
+        return
+    model, tokenizer, decoder = _load(config)
+    if config.interactive:
+        engine = Engine(model, tokenizer, max_rows=1, decoder=decoder)
+        converse(engine, config, input, sys.stdout, sys.stderr, _prompt(config))
+        return
+    assert config.prompts is not None and config.output is not None
+    if config.seed is None:
+        config.seed = fresh_seed()
+    requests = read_requests(Path(config.prompts), config, tokenizer.vocab_size)
+    longest = max(len(tokenizer.encode(values["prompt"])) + wish.max_new_tokens + 1 for values, wish in requests)
+    capacity = min(longest, model.longest or longest)
+    total = sum(wish.n for _, wish in requests)
+    engine = Engine(model, tokenizer, max_rows=min(32, total), capacity=capacity, decoder=decoder)
+    print(command_line(config), file=sys.stderr)
+    console = Console(stderr=True)
+    with Path(config.output).open("x", encoding="utf-8") as out, progress(console, "prompts", total) as advance:
+        continue_many(engine, requests, out, advance)
+
+
+def sample(config: SampleConfig, out: TextIO | None = None) -> str:
     """The prompt and its continuation; where n asks for several, each under a line with the seed that makes it alone.
 
-    The command that makes the sample again goes to stderr.
+    out: where it is written, a single one as it comes. The command that makes the sample again goes to stderr.
     """
     config.check()
     if config.seed is None:
         config.seed = fresh_seed()
-    model, tokenizer = load(config.checkpoint, pick_device(config.device))
+    prompt = _prompt(config)
+    model, tokenizer, decoder = _load(config)
     print(command_line(config), file=sys.stderr)
-    done = generate_detailed(model, tokenizer, config.prompt, config)
+    if config.n == 1 and config.logprobs is None:
+        stream = generate_stream(model, tokenizer, prompt, config, decoder)
+        pieces = []
+        for piece in chain([tokenizer.decode(tokenizer.encode(prompt))], stream):
+            pieces.append(piece)
+            if out is not None:
+                print(piece, end="", file=out, flush=True)
+        if out is not None:
+            print(file=out)
+        return "".join(pieces)
+    done = generate_detailed(model, tokenizer, prompt, config, decoder)
     texts = [one.prompt + one.text + _table(one, tokenizer) for one in done]
-    if len(done) == 1:
-        return texts[0]
-    return "\n\n".join(f"--- seed={one.seed}\n{text}" for one, text in zip(done, texts, strict=True))
+    if len(done) > 1:
+        texts = [f"--- seed={one.seed}\n{text}" for one, text in zip(done, texts, strict=True)]
+    if out is not None:
+        print("\n\n".join(texts), file=out)
+    return "\n\n".join(texts)
+
+
+def _check_sources(config: SampleConfig) -> None:
+    config.check()
+    given = [name for name in ("prompt", "prompt_file", "prompts") if getattr(config, name) is not None]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} are given: one of them is enough")
+    if config.interactive and config.prompts is not None:
+        raise UserError("interactive=true writes one text: leave prompts out")
+    if (config.prompts is None) != (config.output is None):
+        raise UserError("prompts and output go together: a file of JSON lines to read and one to write")
+    if config.output is not None and Path(config.output).exists():
+        raise UserError(f"output={config.output} exists: choose another name, or move it away")
+    if config.output is not None and not Path(config.output).absolute().parent.is_dir():
+        raise UserError(f"output={config.output}: there is no such folder")
+    if config.prompts is not None and not Path(config.prompts).is_file():
+        raise UserError(f"prompts={config.prompts} is no file: check the path")
+    if not config.interactive:
+        _prompt(config)
+
+
+def _prompt(config: SampleConfig) -> str:
+    """The prompt, wherever it comes from; empty where none was given. UserError for one that is given and empty."""
+    if config.prompt_file is not None:
+        config.prompt = _read(config.prompt_file)  # once: standard input cannot be read again
+        config.prompt_file = None
+    if config.prompt == "":
+        raise UserError("the prompt is empty: write one, or leave it out and the model begins a document of its own")
+    return config.prompt or ""
+
+
+def _read(name: str) -> str:
+    try:
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).expanduser().read_bytes()
+    except OSError as error:
+        raise UserError(f"prompt_file={name} cannot be read: {error}") from error
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"prompt_file={name} is not UTF-8 (byte {error.start}): convert it") from error
+
+
+def _load(config: SampleConfig) -> tuple[GPT, Tokenizer, Decoder]:
+    model, tokenizer = load(config.checkpoint, pick_device(config.device), config.dtype)
+    return model, tokenizer, Decoder(model, config.compile)
 
 
 def command_line(config: SampleConfig) -> str:

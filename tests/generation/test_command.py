@@ -1,3 +1,5 @@
+import io
+import json
 import shlex
 from dataclasses import asdict, replace
 
@@ -12,7 +14,7 @@ import gptstar
 from gptstar.configuration import _literal_text
 from gptstar.data.tokenizer import TokenizerConfig, train_tokenizer
 from gptstar.errors import UserError
-from gptstar.generation.command import SampleConfig, command_line, sample
+from gptstar.generation.command import SampleConfig, command_line, run, sample
 from gptstar.pretrained.native import save_weights
 from support import tiny_model
 
@@ -76,3 +78,61 @@ def test_log_probabilities_are_a_line_a_token(checkpoint):
 def test_bad_settings_are_refused_before_the_model_is_read():
     with pytest.raises(UserError, match="top_k=0"):
         sample(SampleConfig(checkpoint="nowhere", top_k=0))
+
+
+def test_a_prompt_from_a_file_and_from_standard_input(checkpoint, tmp_path, monkeypatch, capsys):
+    (tmp_path / "prompt.txt").write_text("abc\nabd")
+    expected = sample(SampleConfig(checkpoint=checkpoint, prompt="abc\nabd", max_new_tokens=9))
+    capsys.readouterr()
+    run(SampleConfig(checkpoint=checkpoint, prompt_file=str(tmp_path / "prompt.txt"), max_new_tokens=9))
+    said = capsys.readouterr()
+    assert said.out == expected + "\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"abc\nabd")))
+    run(SampleConfig(checkpoint=checkpoint, prompt_file="-", max_new_tokens=9))
+    assert capsys.readouterr().out == expected + "\n"
+    assert typed(said.err.strip()).prompt == "abc\nabd"  # what is echoed needs no file
+
+
+def test_many_prompts_from_lines_to_lines(checkpoint, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "abc"}\n{"prompt": "bcd ", "seed": 5}\n')
+    config = SampleConfig(
+        checkpoint=checkpoint, prompts=str(tmp_path / "in.jsonl"), output=str(tmp_path / "out.jsonl"), max_new_tokens=9
+    )
+    run(config)
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    plain = replace(config, prompts=None, output=None)
+    assert "abc" + lines[0]["text"] == sample(replace(plain, prompt="abc"))
+    assert "bcd " + lines[1]["text"] == sample(replace(plain, prompt="bcd ", seed=5))
+    with pytest.raises(UserError, match=r"out\.jsonl exists"):
+        run(config)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (dict(prompt=""), "the prompt is empty"),
+        (dict(prompt="a", prompt_file="b"), "prompt and prompt_file are given"),
+        (dict(prompts="a"), "go together"),
+        (dict(prompts="nowhere", output="out"), "is no file"),
+        (dict(prompts="nowhere", output="no/folder/out"), "no such folder"),
+        (dict(prompt_file="nowhere"), "cannot be read"),
+        (dict(interactive=True, prompts="a", output="b"), "leave prompts out"),
+        (dict(prompt="a", temperature=-1), "temperature=-1"),
+        (dict(prompt="a", top_p=0), "top_p=0"),
+    ],
+)
+def test_sources_that_make_no_sense_are_refused_before_the_model_is_read(wrong, message):
+    with pytest.raises(UserError, match=message):
+        run(SampleConfig(checkpoint="nowhere", **wrong))
+
+
+def test_a_file_that_is_not_utf_8_is_refused(tmp_path):
+    (tmp_path / "prompt.txt").write_bytes(b"abc\xff")
+    with pytest.raises(UserError, match=r"not UTF-8 \(byte 3\)"):
+        run(SampleConfig(checkpoint="nowhere", prompt_file=str(tmp_path / "prompt.txt")))
+
+
+def test_quantised_and_compiled(checkpoint):
+    config = SampleConfig(checkpoint=checkpoint, prompt="abc", max_new_tokens=9, temperature=0)
+    assert sample(replace(config, compile=True)) == sample(config)
+    assert len(sample(replace(config, dtype="int8"))) > 3

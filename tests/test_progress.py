@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from gptstar.evaluation import progress as module
-from gptstar.evaluation.progress import progress
+from gptstar import progress as module
+from gptstar.progress import progress
 
 
 def test_lines_tell_share_and_time_left(monkeypatch):

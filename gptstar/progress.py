@@ -1,4 +1,4 @@
-"""How far an evaluation is: a bar in a terminal, a line every few seconds elsewhere."""
+"""How far a long piece of work is: a bar in a terminal, a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
