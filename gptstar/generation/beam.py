@@ -90,12 +90,9 @@ class _Search:
     """The state of one search: what is followed, and what is finished."""
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, prompt: Prompt, beams: BeamSettings) -> None:
-        self.decoder, self.vocab_size, self.settings, self.beams = (
-            Decoder(model),
-            tokenizer.vocab_size,
-            prompt.settings,
-            beams,
-        )
+        self.decoder, self.settings, self.beams = Decoder(model), prompt.settings, beams
+        self.decoder.check(tokenizer)
+        self.vocab_size = tokenizer.vocab_size
         self.ends = {tokenizer.eot_id, *self.settings.stop_tokens}
         n, device = beams.n_beam, model.device
         self.sampler = Sampler(

@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
+import torch
 from rich.console import Console
 
 from gptstar.data.tokenizer import Tokenizer
@@ -22,6 +23,7 @@ from gptstar.generation.interactive import converse
 from gptstar.generation.many import continue_many, read_requests
 from gptstar.generation.randomness import fresh_seed
 from gptstar.generation.settings import SamplingSettings
+from gptstar.generation.speculation import Draft, DraftModel, PromptLookup, same_tokenizer
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.load import load
 from gptstar.progress import progress
@@ -40,6 +42,9 @@ class SampleConfig(SamplingSettings):
     output       prompts: the file of JSON lines that is written
     interactive  a text is written in turns, the model's part streaming
     dtype        auto (as saved), fp32, bf16, fp16, int8 or int4
+    draft        lookup: what followed the same words before; or a smaller model with the same tokenizer, as checkpoint:
+                 guesses that the model checks several at a time. The text is the same
+    n_draft      tokens guessed at a time, at most
     compile      half a minute at the start, and then about twice as fast on a CPU
     """
 
@@ -51,6 +56,8 @@ class SampleConfig(SamplingSettings):
     interactive: bool = False
     device: str = "auto"
     dtype: str = "auto"
+    draft: str | None = None
+    n_draft: int = 6
     compile: bool = False
     max_new_tokens: int = 200
     temperature: float = 0.8
@@ -106,8 +113,10 @@ def sample(config: SampleConfig, out: TextIO | None = None) -> str:
                 print(piece, end="", file=out, flush=True)
         if out is not None:
             print(file=out)
+        _report(decoder)
         return "".join(pieces)
     done = generate_detailed(model, tokenizer, prompt, config, decoder)
+    _report(decoder)
     texts = [one.prompt + one.text + _table(one, tokenizer) for one in done]
     if len(done) > 1:
         texts = [f"--- seed={one.seed}\n{text}" for one, text in zip(done, texts, strict=True)]
@@ -116,11 +125,22 @@ def sample(config: SampleConfig, out: TextIO | None = None) -> str:
     return "\n\n".join(texts)
 
 
+def _report(decoder: Decoder) -> None:
+    if decoder.draft is not None:
+        draft = decoder.draft
+        share = f"{draft.acceptance:.0%} of {draft.proposed} guessed tokens were right"
+        print(f"draft: {share}, {draft.accepted} tokens needed no pass of their own", file=sys.stderr)
+
+
 def _check_sources(config: SampleConfig) -> None:
     config.check()
     given = [name for name in ("prompt", "prompt_file", "prompts") if getattr(config, name) is not None]
     if len(given) > 1:
         raise UserError(f"{' and '.join(given)} are given: one of them is enough")
+    if config.draft is not None and (config.interactive or config.prompts is not None):
+        raise UserError("draft speeds up a single sample: leave it out with prompts and interactive")
+    if config.n_draft < 1:
+        raise UserError(f"n_draft={config.n_draft} must be at least 1")
     if config.interactive and config.prompts is not None:
         raise UserError("interactive=true writes one text: leave prompts out")
     if (config.prompts is None) != (config.output is None):
@@ -157,8 +177,19 @@ def _read(name: str) -> str:
 
 
 def _load(config: SampleConfig) -> tuple[GPT, Tokenizer, Decoder]:
-    model, tokenizer = load(config.checkpoint, pick_device(config.device), config.dtype)
-    return model, tokenizer, Decoder(model, config.compile)
+    device = pick_device(config.device)
+    model, tokenizer = load(config.checkpoint, device, config.dtype)
+    return model, tokenizer, Decoder(model, config.compile, _draft(config, tokenizer, device))
+
+
+def _draft(config: SampleConfig, tokenizer: Tokenizer, device: torch.device) -> Draft | None:
+    if config.draft is None:
+        return None
+    if config.draft == "lookup":
+        return PromptLookup(config.n_draft)
+    model, theirs = load(config.draft, device, config.dtype)
+    same_tokenizer(tokenizer, theirs)
+    return DraftModel(Decoder(model, config.compile), theirs, config.n_draft)
 
 
 def command_line(config: SampleConfig) -> str:

@@ -11,16 +11,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import chain
 from types import FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from gptstar.data.tokenizer import Tokenizer
+from gptstar.errors import UserError
 from gptstar.fast_linear import fast_linear
 from gptstar.model.cache import KeyValueCache
 from gptstar.model.transformer import GPT
+
+if TYPE_CHECKING:
+    from gptstar.generation.speculation import Draft
 
 PIECE = 512  # tokens of a prompt that are read at a time: what a layer makes of them all could be gigabytes
 PAGE = 64  # keys are shown to a compiled step in multiples of it, so that shapes seldom change
@@ -36,13 +41,22 @@ OPTIONS: dict[str, Any] = {
 class Decoder:
     """Logits after one more token of each row, over a cache that `GPT.new_cache` or `new_rows_cache` made.
 
+    draft: what guesses tokens ahead where one sequence is decoded (`speculation.py`); None: nothing.
     compiled: about half a minute the first time (torch keeps what it made on disk), and then, on a CPU, half the time
     a token. The numbers are the same but for rounding.
     """
 
-    def __init__(self, model: GPT, compiled: bool = False) -> None:
-        self.model, self.compiled = model, compiled
+    def __init__(self, model: GPT, compiled: bool = False, draft: Draft | None = None) -> None:
+        self.model, self.compiled, self.draft = model, compiled, draft
         self._step = _compiled(model) if compiled else None
+
+    def check(self, tokenizer: Tokenizer) -> None:
+        """Raises UserError for a tokenizer with more tokens than the model has: it belongs to another one."""
+        if tokenizer.vocab_size > self.model.config.vocab_size:
+            raise UserError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens and the model {self.model.config.vocab_size}: "
+                "use the tokenizer that the model was trained with"
+            )
 
     @torch.inference_mode()
     def __call__(self, token_B: Tensor, cache: KeyValueCache) -> Tensor:
@@ -63,6 +77,12 @@ class Decoder:
             for piece_BT in tokens_BT.split(PIECE, 1):
                 hidden_BTC = self.model.hidden(piece_BT, cache)
             return self.model.logits(hidden_BTC[:, -1])
+
+    @torch.inference_mode()
+    def extend(self, tokens: list[int], cache: KeyValueCache) -> Tensor:
+        """(T, V) scores of what follows each of T tokens of one row, which continue what the cache has seen."""
+        with fast_linear(self.model.device, self.model.dtype):
+            return self.model.logits(self.model.hidden(torch.tensor([tokens], device=self.model.device), cache)[0])
 
     def _run(self, token_B: Tensor, slot_B1: Tensor, kept: dict[str, list[Tensor]], n_key: int) -> Tensor:
         keys_S = torch.arange(n_key, device=token_B.device)

@@ -106,6 +106,7 @@ class Engine:
                 f"capacity={capacity} must be at least 1 and at most the {model.longest} tokens of the model"
             )
         self.model, self.tokenizer, self.decoder = model, tokenizer, decoder or Decoder(model)
+        self.decoder.check(tokenizer)
         self.capacity = capacity or model.longest or 2 * model.config.context
         self.budget, self.max_rows = budget, max_rows
         self.cache = model.new_rows_cache(max_rows, self.capacity)

@@ -58,7 +58,7 @@ def generate(
     """The prompt and its continuation, up to the model's end of text.
 
     An empty prompt starts a document of its own. temperature 0 is greedy; `seed` makes the choice repeatable, None
-    draws a new one. decoder: a `Decoder(model, compiled=True)` of this model is faster. more: any other field of
+    draws a new one. decoder: a `Decoder` of this model, compiled or with a draft, is faster. more: any other field of
     `SamplingSettings`. Raises UserError for settings out of range and for a length beyond learned positions.
 
     A prompt that ends in white space is healed (see `gptstar.generation.continuation.Prompt`).
@@ -123,6 +123,7 @@ class _Run:
     def __init__(
         self, decoder: Decoder, tokenizer: Tokenizer, prompt: str, settings: SamplingSettings, seed: int
     ) -> None:
+        decoder.check(tokenizer)
         self.decoder, self.model, self.seed = decoder, decoder.model, seed
         self.vocab_size, self.eot_id = tokenizer.vocab_size, tokenizer.eot_id
         self.prompt = Prompt(tokenizer, prompt, settings, self.model.longest)
@@ -138,17 +139,33 @@ class _Run:
         sampler = Sampler([settings], [self.seed], self.vocab_size, self.eot_id, device, [prompt.first])
         history = History.of([prompt.tokens], settings.max_new_tokens, device) if sampler.needs_history else None
         cache = self.model.new_cache(1, prompt.capacity)
-        token_B = None
-        step_B = torch.zeros(1, dtype=torch.int64, device=device)
+        tokens, step = list(prompt.tokens), 0
+        guesses: list[int] = []
+        logits_TV = self.decoder.read(torch.tensor([tokens], device=device), cache)
         while self.continuation.finish_reason is None:
-            if token_B is None:
-                logits_BV = self.decoder.read(torch.tensor([prompt.tokens], device=device), cache)
-            else:
-                logits_BV = self.decoder(token_B, cache)
-            logits_BV = logits_BV[:, : self.vocab_size]
-            token_B = sampler(logits_BV, step_B, history)
-            logprobs = [] if settings.logprobs is None else token_logprobs(logits_BV, token_B, settings.logprobs)
-            yield self.continuation.feed(int(token_B)), logprobs
-            if history is not None:
-                history.append(token_B)
-            step_B += 1
+            for place, logits_BV in enumerate(logits_TV[:, : self.vocab_size].split(1)):
+                token_B = sampler(logits_BV, torch.tensor([step], device=device), history)
+                logprobs = [] if settings.logprobs is None else token_logprobs(logits_BV, token_B, settings.logprobs)
+                token, step = int(token_B), step + 1
+                yield self.continuation.feed(token), logprobs
+                if self.continuation.finish_reason is not None:
+                    return
+                tokens.append(token)
+                if history is not None:
+                    history.append(token_B)
+                if guesses[place : place + 1] != [token]:
+                    break  # what follows a wrong guess means nothing
+                assert self.decoder.draft is not None
+                self.decoder.draft.accepted += 1
+            cache.length = len(tokens) - 1  # what was guessed wrong is forgotten
+            guesses = self._guess(tokens, step)
+            logits_TV = self.decoder.extend([token, *guesses], cache) if guesses else self.decoder(token_B, cache)
+
+    def _guess(self, tokens: list[int], step: int) -> list[int]:
+        draft, settings = self.decoder.draft, self.prompt.settings
+        if draft is None or step + 1 >= settings.max_new_tokens:
+            return []
+        n = min(draft.n_draft, settings.max_new_tokens - step - 1)
+        guesses = draft.guess(tokens, step, n, settings, self.seed)
+        draft.proposed += len(guesses)
+        return guesses

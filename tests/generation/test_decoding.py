@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from gptstar.errors import UserError
 from gptstar.generation.decoding import PIECE, Decoder
 from gptstar.generation.engine import Engine
 from gptstar.generation.generate import generate, generate_detailed
@@ -76,6 +77,13 @@ def test_a_long_prompt_is_read_in_pieces():
     cache = model.new_cache(2, tokens.shape[1])
     torch.testing.assert_close(Decoder(model).read(tokens, cache), model(tokens)[:, -1], rtol=1e-4, atol=1e-4)
     assert cache.length == tokens.shape[1]
+
+
+def test_another_models_tokenizer_is_refused():
+    model = model_of(vocab_size=300)
+    for call in (lambda: generate(model, TOKENIZER, "abc"), lambda: Engine(model, TOKENIZER)):
+        with pytest.raises(UserError, match="the tokenizer has 400 tokens and the model 300"):
+            call()
 
 
 @pytest.mark.gpu
