@@ -14,11 +14,12 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from contestants import Contestant, serve
 
 from gptstar.allocator import keep_freed_memory
 
@@ -48,41 +49,24 @@ def worker(name: str, folder: Path, data_dir: str, limits: dict[str, int]) -> No
 
         lm = GPTStarLM(*gptstar.load(folder))
     tasks = {task.name: task.loaded for task in load_tasks(list(limits), data_dir or None)}
-    print("ready", flush=True)
-    for line in sys.stdin:
-        task, batch_size = line.split()
+    samples = {task: _spread(len(tasks[task]["tasks"][task].eval_docs), limit) for task, limit in limits.items()}
+
+    def answer(request: dict) -> dict:
+        task = request["task"]
         if name.startswith("hf"):
-            lm.batch_size_per_gpu = int(batch_size)
+            lm.batch_size_per_gpu = request["batch_size"]
         start = time.perf_counter()
-        found = evaluate(lm, tasks[task], limit=limits[task], bootstrap_iters=0, log_samples=False)
+        found = evaluate(lm, tasks[task], samples={task: samples[task]}, bootstrap_iters=0, log_samples=False)
         seconds = time.perf_counter() - start
         metrics = {key: value for key, value in found["results"][task].items() if key.endswith(",none")}
-        metrics = {key: value for key, value in metrics.items() if not isinstance(value, str)}
-        print(json.dumps({"seconds": seconds, "metrics": metrics}), flush=True)
+        return {"seconds": seconds, "metrics": {k: v for k, v in metrics.items() if not isinstance(v, str)}}
+
+    serve(answer)
 
 
-class Contestant:
-    """A worker process that evaluates when asked."""
-
-    def __init__(self, name: str, folder: Path, data_dir: str, limits: dict[str, int]) -> None:
-        command = [sys.executable, __file__, "--worker", name, str(folder), data_dir, json.dumps(limits)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen(command, text=True, **pipes)  # type: ignore[call-overload]
-        self._line()
-
-    def turn(self, task: str, batch_size: int = 0) -> dict:
-        """{"seconds", "metrics"} of one evaluation."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{task} {batch_size}\n")
-        self.process.stdin.flush()
-        return json.loads(self._line())
-
-    def _line(self) -> str:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit("a contestant ended early: no data (see --data-dir), or no memory (lower --batch-sizes)")
-        return line
+def _spread(total: int, n: int) -> list[int]:
+    """n documents from all over the data: HellaSwag's first third are captions with short contexts."""
+    return [place * total // n for place in range(min(n, total))]
 
 
 def main() -> None:
@@ -115,9 +99,9 @@ def main() -> None:
     model = gptstar.GPT(preset(options.model, vocab_size=50257, init_std=0.1))
     with tempfile.TemporaryDirectory() as name:
         gptstar.export(model, load_tokenizer(options.tokenizer, "<|endoftext|>"), name + "/model")
-        common = (Path(name) / "model", options.data_dir, options.limits)
-        hf = Contestant("hf+kept" if options.same_allocator else "hf", *common)
-        ours = Contestant("ours", *common)
+        common = (f"{name}/model", options.data_dir, json.dumps(options.limits))
+        hf = Contestant(__file__, "hf+kept" if options.same_allocator else "hf", *common)
+        ours = Contestant(__file__, "ours", *common)
         print(f"{cpu_name()}, commit {revision}, {options.model}, {options.rounds} rounds")
         table = {task: race(task, hf, ours, options) for task in options.limits}
     for task, row in table.items():
@@ -130,12 +114,12 @@ def main() -> None:
 
 def race(task: str, hf: Contestant, ours: Contestant, options: argparse.Namespace) -> dict:
     """One task: HFLM's best batch size, then turns."""
-    ours.turn(task)  # warms up
-    tuning = {size: hf.turn(task, size)["seconds"] for size in options.batch_sizes}
+    ours.turn({"task": task})  # warms up
+    tuning = {size: hf.turn({"task": task, "batch_size": size})["seconds"] for size in options.batch_sizes}
     best = min(tuning, key=tuning.__getitem__)
     seconds: dict[str, list[float]] = {"hf": [], "ours": []}
     for _ in range(options.rounds):
-        theirs, mine = hf.turn(task, best), ours.turn(task)
+        theirs, mine = hf.turn({"task": task, "batch_size": best}), ours.turn({"task": task})
         seconds["hf"].append(theirs["seconds"])
         seconds["ours"].append(mine["seconds"])
     ratio = statistics.median(seconds["hf"]) / statistics.median(seconds["ours"])
