@@ -14,10 +14,15 @@ from torch import Tensor
 from gptstar.errors import UserError
 from gptstar.model.config import ModelConfig
 from gptstar.model.transformer import GPT
-from gptstar.pretrained.stored import Stored
+from gptstar.pretrained.stored import InSafetensors, Stored
+from gptstar.quantization.layers import Home
 
 ACTIVATION_NAMES = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 ACTIVATION_NAMES |= {"relu": "relu"}
+
+
+def _alone(tensor: Tensor) -> Iterable[Tensor]:
+    return (tensor,)
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class Entry:
 
     theirs: str
     ours: tuple[str, ...]
-    split: Callable[[Tensor], Iterable[Tensor]] = lambda t: (t,)
+    split: Callable[[Tensor], Iterable[Tensor]] = _alone
     join: Callable[[list[Tensor]], Tensor] = lambda parts: parts[0]
 
 
@@ -88,10 +93,15 @@ def fill(model: GPT, entries: list[Entry], theirs: Stored, ignored: tuple[str, .
     )
     # The largest first: while it is held beside its copy, most of the model's memory has not been touched yet.
     order = sorted(wanted.values(), key=lambda entry: -sum(targets[name].numel() for name in entry.ours))
-    misshapen, broken = [], []
+    misshapen: list[str] = []
+    broken: list[str] = []
     for entry in order:
-        tensor = theirs[entry.theirs]()
+        read = theirs[entry.theirs]
         homes = [targets[name] for name in entry.ours]
+        if isinstance(homes[0], Home) and isinstance(read, InSafetensors) and entry.split is _alone:
+            _fill_by_blocks(homes[0], read, misshapen, broken)
+            continue
+        tensor = read()
         shape = entry.join([home.to("meta") for home in homes]).shape
         if tensor.shape != shape:
             misshapen.append(f"{entry.theirs} is {tuple(tensor.shape)}, not {tuple(shape)}")
@@ -102,6 +112,19 @@ def fill(model: GPT, entries: list[Entry], theirs: Stored, ignored: tuple[str, .
         for home, part in zip(homes, entry.split(tensor), strict=True):
             home.copy_(part)
     _refuse({"mis-shaped": sorted(misshapen), "not finite": sorted(broken)})
+
+
+def _fill_by_blocks(home: Home, read: InSafetensors, misshapen: list[str], broken: list[str]) -> None:
+    """A table of tokens is a third of a small model: quantising it should not take as much memory again."""
+    shape = read.shape()
+    if shape != home.shape:
+        misshapen.append(f"{read.name} is {tuple(shape)}, not {tuple(home.shape)}")
+        return
+    for start, rows in read.blocks():
+        if not all_finite(rows):
+            broken.append(read.name)
+            return
+        home.copy_from(start, rows)
 
 
 def _refuse(found: dict[str, list[str]]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -13,21 +14,40 @@ from torch import Tensor
 from gptstar.errors import UserError
 
 Stored = dict[str, Callable[[], Tensor]]  # {name: reads the tensor}
+BLOCK = 2**22  # numbers that are read at a time where a whole tensor is too much
 
 
 def open_safetensors(path: Path) -> Stored:
     """The tensors of one file. Raises UserError for one that cannot be read or is cut off."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: partial(_read_safetensor, path, name) for name in file.keys()}  # noqa: SIM118
+            return {name: InSafetensors(path, name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path.name} cannot be read ({' '.join(str(error).split())[:200]})") from error
 
 
-def _read_safetensor(path: Path, name: str) -> Tensor:
-    # Opened anew for each tensor: the mapped pages of an open file would add up to a second copy.
-    with safe_open(path, framework="pt") as file:
-        return file.get_tensor(name)
+@dataclass(frozen=True)
+class InSafetensors:
+    """One tensor of a file. It is opened anew each time: the mapped pages of an open file add up to a second copy."""
+
+    path: Path
+    name: str
+
+    def __call__(self) -> Tensor:
+        with safe_open(self.path, framework="pt") as file:
+            return file.get_tensor(self.name)
+
+    def shape(self) -> torch.Size:
+        """What it will be."""
+        with safe_open(self.path, framework="pt") as file:
+            return torch.Size(file.get_slice(self.name).get_shape())
+
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """(number of the first row, some rows) until all have been read."""
+        step = max(1, BLOCK // max(1, self.shape()[1:].numel()))
+        for start in range(0, self.shape()[0], step):
+            with safe_open(self.path, framework="pt") as file:
+                yield start, file.get_slice(self.name)[start : start + step]
 
 
 def open_pickle(path: Path) -> Stored:
