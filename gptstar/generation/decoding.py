@@ -9,9 +9,11 @@ are recorded once in a CUDA graph and played back.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import chain
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 PIECE = 512  # tokens of a prompt that are read at a time: what a layer makes of them all could be gigabytes
 PAGE = 64  # keys are shown to a compiled step in multiples of it, so that shapes seldom change
+GPU_PAGE = 256  # each is a recording of its own there
 
 OPTIONS: dict[str, Any] = {
     "guard_filter_fn": torch.compiler.keep_tensor_guards_unsafe,  # a model's weights do not change while it is read
@@ -48,7 +51,9 @@ class Decoder:
 
     def __init__(self, model: GPT, compiled: bool = False, draft: Draft | None = None) -> None:
         self.model, self.compiled, self.draft = model, compiled, draft
-        self._step = _compiled(model) if compiled else None
+        self._step = _compiled(model) if compiled else _step_of(model)
+        self.recorded = model.device.type == "cuda"
+        self._recordings: WeakKeyDictionary[KeyValueCache, dict[tuple[int, int], Recording]] = WeakKeyDictionary()
 
     def check(self, tokenizer: Tokenizer) -> None:
         """Raises UserError for a tokenizer with more tokens than the model has: it belongs to another one."""
@@ -61,14 +66,25 @@ class Decoder:
     @torch.inference_mode()
     def __call__(self, token_B: Tensor, cache: KeyValueCache) -> Tensor:
         """(B, V) scores of what follows token_B, int64 (B,), which the cache has then seen."""
-        if not self.compiled:
+        if not (self.compiled or self.recorded):
             with fast_linear(self.model.device, self.model.dtype):
                 return self.model.logits(self.model.hidden(token_B[:, None], cache)[:, -1])
+        if cache.n_key(1) > cache.capacity:
+            raise ValueError(f"the cache holds {cache.capacity} tokens, {cache.n_key(1)} are needed: make it larger")
         slot_B1 = cache.slots(1, token_B.device).reshape(-1, 1).expand(len(token_B), 1)
-        n_key = min(-(-cache.n_key(1) // PAGE) * PAGE, cache.capacity)
-        logits_BV = self._run(token_B, slot_B1, cache.kept, n_key)
+        page = GPU_PAGE if self.recorded else PAGE
+        n_key = min(-(-cache.n_key(1) // page) * page, cache.capacity)
+        step = self._recorded(len(token_B), n_key, cache) if self.recorded else partial(self._run, kept=cache.kept)
+        logits_BV = step(token_B, slot_B1, n_key=n_key)
         cache.advance(1)
         return logits_BV
+
+    def _recorded(self, n_row: int, n_key: int, cache: KeyValueCache) -> Recording:
+        """The step in a CUDA graph, which holds for a number of rows, of keys, and the tensors of one cache."""
+        made = self._recordings.setdefault(cache, {})
+        if (n_row, n_key) not in made:
+            made[n_row, n_key] = Recording(self._run, n_row, n_key, cache.kept, self.model.device)
+        return made[n_row, n_key]
 
     @torch.inference_mode()
     def read(self, tokens_BT: Tensor, cache: KeyValueCache) -> Tensor:
@@ -86,6 +102,8 @@ class Decoder:
 
     def _run(self, token_B: Tensor, slot_B1: Tensor, kept: dict[str, list[Tensor]], n_key: int) -> Tensor:
         keys_S = torch.arange(n_key, device=token_B.device)
+        if not self.compiled:
+            return self._step(token_B, slot_B1, keys_S, kept)
         _may_vary(keys_S, 0)
         _may_vary(token_B, 0)
         _may_vary(slot_B1, 0)
@@ -94,21 +112,55 @@ class Decoder:
                 _may_vary(whole, 0, 2)
                 torch._dynamo.mark_static(whole, 1)
                 torch._dynamo.mark_static(whole, 3)
-        assert self._step is not None
         return self._step(token_B, slot_B1, keys_S, kept)
 
 
-def _compiled(model: GPT) -> Callable[..., Tensor]:
-    """The step of one model. Apart from the sizes of what it is given, nothing is checked when it is called."""
+Step = Callable[[Tensor, Tensor, Tensor, dict[str, list[Tensor]]], Tensor]
+
+
+def _step_of(model: GPT) -> Step:
+    """(token_B, slot_B1, keys_S, the cache's tensors) -> logits: shapes say what changes, and no state is left."""
 
     def step(token_B: Tensor, slot_B1: Tensor, keys_S: Tensor, kept: dict[str, list[Tensor]]) -> Tensor:
         with _Products():
             cache = StepCache(kept, slot_B1, keys_S.shape[0])
             return model.logits(model.hidden(token_B[:, None], cache)[:, -1])
 
+    return step
+
+
+def _compiled(model: GPT) -> Step:
+    """Apart from the sizes of what it is given, nothing is checked when it is called."""
+    step = cast(FunctionType, _step_of(model))
     # What is compiled is kept with a function's code, so two models must not share the code.
     own = FunctionType(step.__code__.replace(), step.__globals__, "step", closure=step.__closure__)
     return torch.compile(own, fullgraph=True, options=OPTIONS)
+
+
+class Recording:
+    """A step as a CUDA graph: recorded once, then played back with other numbers in the same places."""
+
+    def __init__(
+        self, run: Callable[..., Tensor], n_row: int, n_key: int, kept: dict[str, list[Tensor]], device: torch.device
+    ) -> None:
+        self.token_B = torch.zeros(n_row, dtype=torch.int64, device=device)
+        # What is read for practice is written to the last place, which no row has reached yet.
+        self.slot_B1 = torch.full((n_row, 1), n_key - 1, device=device)
+        self.graph = torch.cuda.CUDAGraph()
+        apart = torch.cuda.Stream()
+        apart.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(apart):
+            for _ in range(3):  # libraries choose their ways and reserve memory
+                run(self.token_B, self.slot_B1, kept, n_key)
+        torch.cuda.current_stream().wait_stream(apart)
+        with torch.cuda.graph(self.graph):
+            self.logits_BV = run(self.token_B, self.slot_B1, kept, n_key)
+
+    def __call__(self, token_B: Tensor, slot_B1: Tensor, n_key: int) -> Tensor:
+        self.token_B.copy_(token_B)
+        self.slot_B1.copy_(slot_B1)
+        self.graph.replay()
+        return self.logits_BV.clone()
 
 
 class StepCache(KeyValueCache):

@@ -125,6 +125,14 @@ def alibi_slopes(n_head: int) -> list[float]:
     return slopes + [2.0 ** (-8 * k / (2 * power)) for k in range(1, 2 * power + 1, 2)][: n_head - power]
 
 
+def _slopes(n_head: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """`alibi_slopes`, made on the device: a CUDA graph takes nothing over from the host."""
+    power = 2 ** math.floor(math.log2(n_head))
+    whole = torch.arange(1, power + 1, device=device, dtype=dtype) * (-8 / power)
+    half = torch.arange(1, 1 + 2 * (n_head - power), 2, device=device, dtype=dtype) * (-4 / power)
+    return torch.cat((whole, half)).exp2()
+
+
 def _distance(slot: Tensor, n_key: int) -> Tensor:
     """(..., 1, T, n_key) int64: key minus query, at most 0 where the key may be seen; the 1 stands for the heads."""
     return (torch.arange(n_key, device=slot.device) - slot[..., None]).unsqueeze(-3)
@@ -135,12 +143,12 @@ class ALiBi(NoPosition):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.slopes = alibi_slopes(config.n_head)
+        self.n_head = config.n_head
 
     def score_bias(self, slot: Tensor, n_key: int, dtype: torch.dtype) -> Tensor:
         # In fp32 even for a bf16 model, whose numbers cannot tell positions beyond 256 apart.
         exact = torch.promote_types(dtype, torch.float32)
-        slopes_H = torch.tensor(self.slopes, device=slot.device, dtype=exact)
+        slopes_H = _slopes(self.n_head, slot.device, exact)
         return (slopes_H[:, None, None] * _distance(slot, n_key)).to(dtype)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gptstar.errors import UserError
+from gptstar.generation import decoding
 from gptstar.generation.decoding import PIECE, Decoder
 from gptstar.generation.engine import Engine
 from gptstar.generation.generate import generate, generate_detailed
@@ -77,6 +78,43 @@ def test_a_long_prompt_is_read_in_pieces():
     cache = model.new_cache(2, tokens.shape[1])
     torch.testing.assert_close(Decoder(model).read(tokens, cache), model(tokens)[:, -1], rtol=1e-4, atol=1e-4)
     assert cache.length == tokens.shape[1]
+
+
+class Stand:
+    """A recording that is none: the same step in the same places."""
+
+    made = 0
+
+    def __init__(self, run, n_row, n_key, kept, device):
+        Stand.made += 1
+        self.token_B = torch.zeros(n_row, dtype=torch.int64)
+        self.slot_B1 = torch.full((n_row, 1), n_key - 1)
+        self.run = lambda: run(self.token_B, self.slot_B1, kept, n_key)
+        self.run()
+
+    def __call__(self, token_B, slot_B1, n_key):
+        self.token_B.copy_(token_B)
+        self.slot_B1.copy_(slot_B1)
+        return self.run()
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.inference_mode()
+def test_what_a_recording_is_made_for(name, monkeypatch):
+    """Practice leaves nothing behind in the cache, and a recording serves its rows, keys and cache alone."""
+    monkeypatch.setattr(decoding, "Recording", Stand)
+    monkeypatch.setattr(decoding, "GPU_PAGE", 16)
+    model, Stand.made = model_of(**MODELS[name]), 0
+    plain, recorded = Decoder(model), Decoder(model)
+    recorded.recorded = True
+    for n_row, tokens in ((1, torch.randint(0, 400, (1, 40))), (3, torch.randint(0, 400, (3, 40)))):
+        here, there = model.new_cache(n_row, 40), model.new_cache(n_row, 40)
+        for step in range(40):
+            expected = plain(tokens[:, step], here)
+            torch.testing.assert_close(recorded(tokens[:, step], there), expected, rtol=1e-4, atol=1e-4)
+        with pytest.raises(ValueError, match="the cache holds 40 tokens, 41 are needed"):
+            recorded(tokens[:, 0], there)
+    assert Stand.made == 2 * 3
 
 
 def test_another_models_tokenizer_is_refused():

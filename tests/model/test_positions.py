@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptstar.model.positions import ALiBi, LearnedPosition, NoPosition, alibi_slopes
+from gptstar.model.positions import ALiBi, LearnedPosition, NoPosition, _slopes, alibi_slopes
 from support import tiny_model
 
 
@@ -16,6 +16,12 @@ def test_slopes_of_eight_heads():
 def test_slopes_of_twelve_heads_are_those_of_eight_and_every_second_of_sixteen():
     sixteen = [2 ** (-k / 2) for k in range(1, 17)]
     assert alibi_slopes(12) == [2.0**-k for k in range(1, 9)] + [sixteen[0], sixteen[2], sixteen[4], sixteen[6]]
+
+
+@given(st.integers(1, 200))
+def test_slopes_made_on_the_device_are_the_same(n_head):
+    made = _slopes(n_head, torch.device("cpu"), torch.float64)
+    torch.testing.assert_close(made, torch.tensor(alibi_slopes(n_head), dtype=torch.float64), rtol=1e-14, atol=0)
 
 
 @given(st.integers(1, 200))
