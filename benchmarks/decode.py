@@ -3,8 +3,9 @@
     python benchmarks/decode.py [--rounds 5] [--model gpt2_small gpt127] [--tokens 64] [--json FILE]
 
 Every contestant is a process of its own, and all take turns: a turn is a greedy continuation of a 16-token prompt by
---tokens tokens, through the public functions (`generate_detailed` for one row, the engine for eight; transformers'
-`generate`; CTranslate2's `generate_batch`), reading the prompt included. Weights are random and the same. The limit is
+1 + --tokens tokens less one by 1 token, so that reading the prompt is not counted, through the public functions
+(`generate_detailed` for one row, the engine for eight; transformers' `generate`; CTranslate2's `generate_batch`). Weights
+are random and the same. The limit is
 measured in the same rounds: how fast a matrix as large as the model's weights is multiplied with a vector, so limit =
 bytes a second / bytes of weights. At batch 1 every token reads all weights once, and no program can be faster.
 CTranslate2 has no GPT* architecture; transformers runs it through the modelling file of our export.
@@ -182,9 +183,10 @@ def race(model: str, options: argparse.Namespace) -> dict:
                 bandwidth.append(all_of_them["limit"].turn()["bytes_per_second"])
             for name in names:
                 for rows in options.rows:
-                    found = all_of_them[name].turn({"rows": rows, "tokens": options.tokens})
+                    first_alone = all_of_them[name].turn({"rows": rows, "tokens": 1})
+                    found = all_of_them[name].turn({"rows": rows, "tokens": 1 + options.tokens})
                     if number:
-                        rate = rows * options.tokens / found["seconds"]
+                        rate = rows * options.tokens / (found["seconds"] - first_alone["seconds"])
                         speeds.setdefault(name, {}).setdefault(str(rows), []).append(rate)
                     elif rows == 1:
                         first[name] = found["tokens"]
