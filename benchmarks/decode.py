@@ -4,10 +4,10 @@
 
 Every contestant is a process of its own, and all take turns: a turn is a greedy continuation of a 16-token prompt by
 1 + --tokens tokens less one by 1 token, so that reading the prompt is not counted, through the public functions
-(`generate_detailed` for one row, the engine for eight; transformers' `generate`; CTranslate2's `generate_batch`). Weights
-are random and the same. The limit is
-measured in the same rounds: how fast a matrix as large as the model's weights is multiplied with a vector, so limit =
-bytes a second / bytes of weights. At batch 1 every token reads all weights once, and no program can be faster.
+(`generate_detailed` for one row, the engine for eight; transformers' `generate`; CTranslate2's `generate_batch`).
+Weights are random and the same. The limit is measured in the same rounds: how fast a matrix as large as the model's
+weights is multiplied with a vector, so limit = bytes a second / bytes of weights. At batch 1 every token reads all
+weights once, and no program can be faster.
 CTranslate2 has no GPT* architecture; transformers runs it through the modelling file of our export.
 Medians over the rounds with their range; ratios last.
 """
