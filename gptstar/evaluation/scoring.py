@@ -153,10 +153,15 @@ class SharedCache(KeyValueCache):
 
     def __init__(self, shared: KeyValueCache, owners_R: Tensor) -> None:
         self.shared, self.owners_R = shared, owners_R
-        self.length = shared.length
+        self.length, self.dropped = shared.length, shared.dropped
+
+    def make_room(self, n_token: int) -> bool:
+        """Nothing is stored here."""
+        return True
 
     def append(self, layer: int, name: str, x_BKTD: Tensor) -> Tensor:
-        held_BKSD = self.shared.kept[name][layer][:, :, : self.shared.length][self.owners_R]
+        held = self.length - (self.first(self.shared.windows[layer]) if self.shared.windows else 0)
+        held_BKSD = self.shared.kept[name][layer][:, :, :held][self.owners_R]
         return torch.cat((held_BKSD, x_BKTD), 2)
 
 

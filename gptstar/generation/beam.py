@@ -100,7 +100,7 @@ class _Search:
         )
         self.history = History.of([prompt.tokens] * n, self.settings.max_new_tokens, device)
         self.prompt = torch.tensor([prompt.tokens], device=device)
-        self.cache = model.new_cache(1, prompt.capacity)
+        self.cache = self.decoder.new_cache(1, prompt.capacity)
         # All beams begin with the same prompt: only the first may lead on.
         self.score_N = torch.full((n,), -1e9, device=device)
         self.score_N[0] = 0.0

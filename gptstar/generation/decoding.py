@@ -55,6 +55,10 @@ class Decoder:
         self.recorded = model.device.type == "cuda"
         self._recordings: WeakKeyDictionary[KeyValueCache, dict[tuple[int, int], Recording]] = WeakKeyDictionary()
 
+    def new_cache(self, batch: int, capacity: int) -> KeyValueCache:
+        """For so many rows and tokens; a step of fixed shapes needs a place for every token in every layer."""
+        return self.model.new_cache(batch, capacity, whole=self.compiled or self.recorded)
+
     def check(self, tokenizer: Tokenizer) -> None:
         """Raises UserError for a tokenizer with more tokens than the model has: it belongs to another one."""
         if tokenizer.vocab_size > self.model.config.vocab_size:
@@ -66,7 +70,7 @@ class Decoder:
     @torch.inference_mode()
     def __call__(self, token_B: Tensor, cache: KeyValueCache) -> Tensor:
         """(B, V) scores of what follows token_B, int64 (B,), which the cache has then seen."""
-        if not (self.compiled or self.recorded):
+        if not (self.compiled or self.recorded) or cache.dropped:
             with fast_linear(self.model.device, self.model.dtype):
                 return self.model.logits(self.model.hidden(token_B[:, None], cache)[:, -1])
         if cache.n_key(1) > cache.capacity:

@@ -138,7 +138,7 @@ class _Run:
         prompt, settings, device = self.prompt, self.prompt.settings, self.model.device
         sampler = Sampler([settings], [self.seed], self.vocab_size, self.eot_id, device, [prompt.first])
         history = History.of([prompt.tokens], settings.max_new_tokens, device) if sampler.needs_history else None
-        cache = self.model.new_cache(1, prompt.capacity)
+        cache = self.decoder.new_cache(1, prompt.capacity)
         tokens, step = list(prompt.tokens), 0
         guesses: list[int] = []
         logits_TV = self.decoder.read(torch.tensor([tokens], device=device), cache)

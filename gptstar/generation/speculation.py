@@ -70,7 +70,7 @@ class DraftModel(Draft):
         decoder.check(tokenizer)
         self.decoder, self.tokenizer = decoder, tokenizer
         self.read: list[int] = []  # the tokens that the cache holds
-        self.cache = decoder.model.new_cache(1, 0)
+        self.cache = decoder.new_cache(1, 0)
 
     def guess(self, tokens: Sequence[int], step: int, n: int, settings: SamplingSettings, seed: int) -> list[int]:
         longest, device = self.decoder.model.longest, self.decoder.model.device
@@ -106,15 +106,21 @@ class DraftModel(Draft):
         same = 0
         while same < min(len(self.read), len(tokens) - 1) and self.read[same] == tokens[same]:
             same += 1
+        if not self.cache.can_go_back(same):
+            self._start_over()
+            same = 0
         self.read = self.read[:same]
         self.cache.length = same
+
+    def _start_over(self) -> None:
+        self.cache = self.decoder.new_cache(1, self.cache.capacity)
 
     def _make_room(self, n_token: int) -> None:
         if n_token > self.cache.capacity:
             capacity = 2 * n_token
             if self.decoder.model.longest is not None:
                 capacity = min(capacity, self.decoder.model.longest)
-            self.cache, self.read = self.decoder.model.new_cache(1, capacity), []
+            self.cache, self.read = self.decoder.new_cache(1, capacity), []
 
 
 def same_tokenizer(a: Tokenizer, b: Tokenizer) -> None:

@@ -36,35 +36,41 @@ class Sight:
     padding_B: Tensor | None
 
 
-def visible(slot: Tensor, n_key: int, window: int) -> Tensor:
-    """(..., n_key) bool, True where a key may be seen by queries that stand at `slot` (...) among the keys.
+def visible(slot: Tensor, key_S: Tensor, window: int) -> Tensor:
+    """(..., S) bool, True where keys that stand at key_S may be seen by queries that stand at `slot` (...).
 
     window: how many positions are seen, the query's own included (Beltagy et al., arXiv:2004.05150); 0: all.
     """
-    key = torch.arange(n_key, device=slot.device)
-    seen = key <= slot[..., None]
-    return seen & (key > slot[..., None] - window) if window else seen
+    seen = key_S <= slot[..., None]
+    return seen & (key_S > slot[..., None] - window) if window else seen
 
 
 def make_sight(
-    scheme: NoPosition, window: int, slot: Tensor, n_key: int, padding_B: Tensor | None, dtype: torch.dtype
+    scheme: NoPosition,
+    window: int,
+    slot: Tensor,
+    n_key: int,
+    padding_B: Tensor | None,
+    dtype: torch.dtype,
+    first: int = 0,
 ) -> Sight:
     """What tokens see through `scheme` and a window.
 
-    slot: where they stand among the n_key keys, (T,) where they are the last of them, (B, T) where rows differ.
+    slot: where they stand among the n_key keys, (T,) where they are the last of them, (B, T) where rows differ. first:
+    the first key that is still there, where a window has left others behind.
     A bias holds the mask, because SDPA takes a bias or a causal flag. Padding sees itself, so that no row of scores is
     empty, and nothing else sees padding.
     """
     position = slot if padding_B is None else (slot - padding_B[:, None]).clamp(min=0)
     turning = scheme.turning(position, dtype)
-    bias = scheme.score_bias(slot, n_key, dtype)
+    key_S = torch.arange(first, n_key, device=slot.device)
+    bias = scheme.score_bias(slot, key_S, dtype)
     window = window if window < n_key else 0
     if bias is None and not window and padding_B is None and slot.ndim == 1:
         return Sight(None, turning, position, slot, n_key, None)
-    seen = visible(slot, n_key, window)
+    seen = visible(slot, key_S, window)
     if padding_B is not None:
-        key = torch.arange(n_key, device=slot.device)
-        seen = seen & ((key >= padding_B[:, None, None]) | (key == slot[..., None]))
+        seen = seen & ((key_S >= padding_B[:, None, None]) | (key_S == slot[..., None]))
     if bias is None:
         bias = torch.zeros((), device=slot.device, dtype=dtype)
     bias = torch.where(seen.unsqueeze(-3), bias, -torch.inf)
@@ -89,10 +95,7 @@ def dense_attention(
     scores = q_BHTD @ k_BHSD.transpose(-1, -2) * scale
     if softcap:
         scores = softcap * (scores / softcap).tanh()
-    if bias is None:
-        scores = scores.masked_fill(~visible(_last(n_query, n_key, scores.device), n_key, 0), -torch.inf)
-    else:
-        scores = scores + bias
+    scores = scores.masked_fill(~_causal(n_query, n_key, scores.device), -torch.inf) if bias is None else scores + bias
     return scores.softmax(-1) @ v_BHSD
 
 
@@ -109,14 +112,16 @@ def sdpa_attention(
     elif square or n_query == 1:
         mask, causal = None, square
     else:
-        mask, causal = visible(_last(n_query, n_key, q_BHTD.device), n_key, 0), False
+        mask, causal = _causal(n_query, n_key, q_BHTD.device), False
     return F.scaled_dot_product_attention(
         q_BHTD, k_BKSD, v_BKSD, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
     )
 
 
-def _last(n_query: int, n_key: int, device: torch.device) -> Tensor:
-    return torch.arange(n_key - n_query, n_key, device=device)
+def _causal(n_query: int, n_key: int, device: torch.device) -> Tensor:
+    """What the last n_query of n_key tokens see."""
+    key_S = torch.arange(n_key, device=device)
+    return visible(key_S[n_key - n_query :], key_S, 0)
 
 
 KERNELS: dict[str, Kernel] = {"dense": dense_attention, "sdpa": sdpa_attention}

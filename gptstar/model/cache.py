@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from itertools import chain
+from types import MappingProxyType
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -12,8 +15,13 @@ class KeyValueCache:
     """Preallocated (B, heads, capacity, channels) tensors, filled from the left. `GPT.new_cache` makes one.
 
     layout: {name: (heads, channels)}, what each layer keeps of a token. kept: {name: a tensor a layer}.
-    `length` counts the tokens every layer has seen; the model advances it once a forward pass.
+    `length` counts the tokens every layer has seen; the model advances it once a forward pass. Setting it back forgets
+    tokens, where `can_go_back` says so.
     """
+
+    slack = 512  # tokens that a layer with a window has room for beside it
+    windows: Sequence[int] = ()  # a layer, once `limit` was called
+    dropped: Mapping[int, int] = MappingProxyType({})  # {window: how many tokens its layers have left behind}
 
     def __init__(
         self,
@@ -31,6 +39,46 @@ class KeyValueCache:
         self.capacity = capacity
         self.length = 0
 
+    def limit(self, windows: Sequence[int]) -> None:
+        """Makes an empty cache smaller: a layer that sees a window keeps that and `slack` more tokens. 0: all."""
+        self.windows = [window if window > 0 and window + self.slack < self.capacity else 0 for window in windows]
+        self.dropped = dict.fromkeys(filter(None, self.windows), 0)
+        for layers in self.kept.values():
+            for layer, window in enumerate(self.windows):
+                if window:
+                    whole = layers[layer]
+                    layers[layer] = whole.new_zeros(*whole.shape[:2], window + self.slack, whole.shape[3])
+
+    def make_room(self, n_token: int) -> bool:
+        """Lets layers with a window leave behind what no token will see any more, where n_token more need its place.
+
+        False where that is not enough: more than `slack` tokens have to come in pieces.
+        """
+        if not self.dropped:
+            return True
+        if n_token > self.slack:
+            return False
+        for window, dropped in self.dropped.items():
+            held = self.length - dropped
+            if held + n_token <= window + self.slack:
+                continue
+            stay = min(held, window + self.slack - n_token)  # window - 1 would do; with more one may go back
+            for layers in self.kept.values():
+                for layer, of_layer in enumerate(self.windows):
+                    if of_layer == window:
+                        whole = layers[layer]
+                        whole[:, :, :stay] = whole[:, :, held - stay : held].clone()
+            cast(dict[int, int], self.dropped)[window] = self.length - stay
+        return True
+
+    def first(self, window: int) -> int:
+        """The first token that layers with this window still hold."""
+        return self.dropped.get(window, 0)
+
+    def can_go_back(self, length: int) -> bool:
+        """Whether all is there that a token after the first `length` would see."""
+        return all(dropped <= max(0, length - window + 1) for window, dropped in self.dropped.items())
+
     def n_key(self, n_token: int) -> int:
         """How many tokens there are once n_token more are read."""
         return self.length + n_token
@@ -40,13 +88,13 @@ class KeyValueCache:
         return torch.arange(self.length, self.length + n_token, device=device)
 
     def append(self, layer: int, name: str, x_BKTD: Tensor) -> Tensor:
-        """Stores T new positions of one layer; a view of all positions so far, (B, K, length + T, D)."""
+        """Stores T new positions of one layer; a view of all positions that it holds, (B, K, S, D)."""
         end = self.length + x_BKTD.shape[2]
         if end > self.capacity:
             raise ValueError(f"the key/value cache holds {self.capacity} tokens, {end} are needed: make it larger")
-        whole = self.kept[name][layer]
-        whole[:, :, self.length : end] = x_BKTD
-        return whole[:, :, :end]
+        whole, first = self.kept[name][layer], self.first(self.windows[layer]) if self.windows else 0
+        whole[:, :, self.length - first : end - first] = x_BKTD
+        return whole[:, :, : end - first]
 
     def advance(self, n_token: int) -> None:
         """Counts n_token positions as seen, once all layers have appended them."""
@@ -58,7 +106,8 @@ class KeyValueCache:
             for layer, whole in enumerate(layers):
                 same = len(rows_B) == len(whole)
                 target = whole if same else whole.new_zeros(len(rows_B), *whole.shape[1:])
-                target[:, :, : self.length] = whole[rows_B, :, : self.length]
+                held = min(self.length, whole.shape[2])
+                target[:, :, :held] = whole[rows_B, :, :held]
                 layers[layer] = target
 
 

@@ -37,11 +37,11 @@ class NoPosition(nn.Module):
         """What turns the queries and keys (B, H, T, D) of these positions before they are compared, or None."""
         return None
 
-    def score_bias(self, slot: Tensor, n_key: int, dtype: torch.dtype) -> Tensor | None:
-        """What to add to the scaled scores of n_key keys, (H, T, n_key) or (B, H, T, n_key), or None.
+    def score_bias(self, slot: Tensor, key_S: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """What to add to the scaled scores of S keys, (H, T, S) or (B, H, T, S), or None.
 
-        slot: where the queries stand among the keys, (T,) or (B, T), left padding counted. The causal mask is not in
-        the bias.
+        slot, key_S: where the queries, (T,) or (B, T), and the keys stand, left padding counted. The causal mask is not
+        in the bias.
         """
         return None
 
@@ -133,9 +133,9 @@ def _slopes(n_head: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     return torch.cat((whole, half)).exp2()
 
 
-def _distance(slot: Tensor, n_key: int) -> Tensor:
-    """(..., 1, T, n_key) int64: key minus query, at most 0 where the key may be seen; the 1 stands for the heads."""
-    return (torch.arange(n_key, device=slot.device) - slot[..., None]).unsqueeze(-3)
+def _distance(slot: Tensor, key_S: Tensor) -> Tensor:
+    """(..., 1, T, S) int64: key minus query, at most 0 where the key may be seen; the 1 stands for the heads."""
+    return (key_S - slot[..., None]).unsqueeze(-3)
 
 
 class ALiBi(NoPosition):
@@ -145,11 +145,11 @@ class ALiBi(NoPosition):
         super().__init__(config)
         self.n_head = config.n_head
 
-    def score_bias(self, slot: Tensor, n_key: int, dtype: torch.dtype) -> Tensor:
+    def score_bias(self, slot: Tensor, key_S: Tensor, dtype: torch.dtype) -> Tensor:
         # In fp32 even for a bf16 model, whose numbers cannot tell positions beyond 256 apart.
         exact = torch.promote_types(dtype, torch.float32)
         slopes_H = _slopes(self.n_head, slot.device, exact)
-        return (slopes_H[:, None, None] * _distance(slot, n_key)).to(dtype)
+        return (slopes_H[:, None, None] * _distance(slot, key_S)).to(dtype)
 
 
 class LearnedALiBi(NoPosition):
@@ -164,10 +164,10 @@ class LearnedALiBi(NoPosition):
         with torch.no_grad():
             self.log_slopes.copy_(torch.tensor(alibi_slopes(len(self.log_slopes))).log())
 
-    def score_bias(self, slot: Tensor, n_key: int, dtype: torch.dtype) -> Tensor:
+    def score_bias(self, slot: Tensor, key_S: Tensor, dtype: torch.dtype) -> Tensor:
         exact = torch.promote_types(dtype, torch.float32)
         slopes_H = self.log_slopes.to(exact).exp()
-        return (slopes_H[:, None, None] * _distance(slot, n_key)).to(dtype)
+        return (slopes_H[:, None, None] * _distance(slot, key_S)).to(dtype)
 
 
 class RelativeBias(NoPosition):
@@ -182,8 +182,8 @@ class RelativeBias(NoPosition):
         super().__init__(config)
         self.bucket_bias = nn.Parameter(torch.empty(self.n_bucket, config.n_head))
 
-    def score_bias(self, slot: Tensor, n_key: int, dtype: torch.dtype) -> Tensor:
-        back = -_distance(slot, n_key).squeeze(-3).clamp(max=0)
+    def score_bias(self, slot: Tensor, key_S: Tensor, dtype: torch.dtype) -> Tensor:
+        back = -_distance(slot, key_S).squeeze(-3).clamp(max=0)
         share = (back.clamp(min=1) / self.exact).log() / math.log(self.furthest / self.exact)
         far = (self.exact + share * (self.n_bucket - self.exact)).long().clamp(max=self.n_bucket - 1)
         bucket = torch.where(back < self.exact, back, far)

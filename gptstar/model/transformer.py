@@ -61,12 +61,19 @@ class GPT(nn.Module):
         """The longest sequence the model can read, or None where nothing limits it."""
         return longest(self.config)
 
-    def new_cache(self, batch: int, capacity: int) -> KeyValueCache:
-        """An empty cache for up to `capacity` tokens of `batch` sequences, in the model's dtype and on its device."""
-        return self._new_cache(KeyValueCache, batch, capacity)
+    def new_cache(self, batch: int, capacity: int, whole: bool = False) -> KeyValueCache:
+        """An empty cache for up to `capacity` tokens of `batch` sequences, in the model's dtype and on its device.
+
+        Layers that see a window keep little more than it; whole: all tokens all the same, so that one may go back to
+        any length.
+        """
+        cache = self._new_cache(KeyValueCache, batch, capacity)
+        if not whole and [*cache.kept] == ["key", "value"]:
+            cache.limit([self.config.window(layer) for layer in range(self.config.n_layer)])
+        return cache
 
     def new_rows_cache(self, batch: int, capacity: int) -> RowsCache:
-        """The same for sequences that differ in length."""
+        """The same for sequences that differ in length; every layer keeps all tokens."""
         return self._new_cache(RowsCache, batch, capacity)
 
     def _new_cache(self, kind: type[C], batch: int, capacity: int) -> C:
@@ -80,6 +87,9 @@ class GPT(nn.Module):
         included. Where a token is padding the output means nothing.
         """
         n_token, device = tokens_BT.shape[1], tokens_BT.device
+        if cache is not None and not cache.make_room(n_token):  # more than layers with a window can take at once
+            pieces = [self.hidden(piece, cache, padding_B) for piece in tokens_BT.split(cache.slack, 1)]
+            return torch.cat(pieces, 1)
         n_key = n_token if cache is None else cache.n_key(n_token)
         self._check_length(n_key, padding_B)
         slot = torch.arange(n_token, device=device) if cache is None else cache.slots(n_token, device)
@@ -88,7 +98,7 @@ class GPT(nn.Module):
         for scheme in self._schemes().values():
             x_BTC = scheme.embed(x_BTC, position)
         x_BTC = self.embedding_norm(x_BTC)
-        for block, sight in zip(self.blocks, self._sights(x_BTC, slot, n_key, padding_B), strict=True):
+        for block, sight in zip(self.blocks, self._sights(x_BTC, slot, n_key, padding_B, cache), strict=True):
             x_BTC = block(x_BTC, sight, cache)
         if cache is not None:
             cache.advance(n_token)
@@ -106,7 +116,9 @@ class GPT(nn.Module):
                 "shorten the input, or use a model with relative positions (alibi)"
             )
 
-    def _sights(self, x_BTC: Tensor, slot: Tensor, n_key: int, padding_B: Tensor | None) -> list[Sight]:
+    def _sights(
+        self, x_BTC: Tensor, slot: Tensor, n_key: int, padding_B: Tensor | None, cache: KeyValueCache | None
+    ) -> list[Sight]:
         """What each layer may see; layers with the same position and window share one."""
         device = x_BTC.device
         autocasting = torch.is_autocast_enabled(device.type)
@@ -117,7 +129,8 @@ class GPT(nn.Module):
         keys = [(scheme, self.config.window(layer)) for layer, scheme in enumerate(self.config.schemes)]
         for scheme, window in keys:
             if (scheme, window) not in made:
-                made[scheme, window] = make_sight(schemes[scheme], window, slot, n_key, padding_B, dtype)
+                first = 0 if cache is None else cache.first(window)
+                made[scheme, window] = make_sight(schemes[scheme], window, slot, n_key, padding_B, dtype, first)
         return [made[key] for key in keys]
 
     def _schemes(self) -> dict[str, NoPosition]:

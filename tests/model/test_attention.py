@@ -33,7 +33,7 @@ def test_every_kernel_equals_a_loop_in_float64_forward_and_backward(
     sight = look(scheme, window, n_key - n_query, n_query)
     bias = None if sight.bias is None else sight.bias.detach()
     expected = attention_by_loop(
-        q, k, v, scheme.score_bias(torch.arange(n_key - n_query, n_key), n_key, q.dtype), window, 0.3
+        q, k, v, scheme.score_bias(torch.arange(n_key - n_query, n_key), torch.arange(n_key), q.dtype), window, 0.3
     )
     actual = KERNELS[kernel](q, k, v, bias, 0.3, 0.0)
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
@@ -72,7 +72,9 @@ def test_a_soft_cap_bounds_the_scores_before_the_bias():
     q, k, v = torch.randn(3, 2, 6, 9, 8, dtype=torch.float64)
     scheme = SCHEMES["alibi"](tiny_model(n_head=6))
     sight = look(scheme, 0, 0, 9)
-    expected = attention_by_loop(q, k, v, scheme.score_bias(torch.arange(9), 9, q.dtype), 0, 2.0, softcap=1.5)
+    expected = attention_by_loop(
+        q, k, v, scheme.score_bias(torch.arange(9), torch.arange(9), q.dtype), 0, 2.0, softcap=1.5
+    )
     torch.testing.assert_close(dense_attention(q, k, v, sight.bias, 2.0, 1.5), expected, rtol=1e-12, atol=1e-12)
     assert pick_kernel(tiny_model(score_softcap=1.5)) == "dense" and pick_kernel(tiny_model()) == "sdpa"
 
@@ -99,8 +101,12 @@ def test_kernels_on_a_gpu_equal_dense_float64(kernel, dtype, d_head):
 
 
 def test_the_mask_aligns_queries_to_the_last_keys_and_windows_count_the_query():
-    assert visible(torch.tensor([2, 3]), 4, 0).tolist() == [[True, True, True, False], [True] * 4]
-    assert visible(torch.arange(3), 3, 2).tolist() == [[True, False, False], [True, True, False], [False, True, True]]
+    assert visible(torch.tensor([2, 3]), torch.arange(4), 0).tolist() == [[True, True, True, False], [True] * 4]
+    assert visible(torch.arange(3), torch.arange(3), 2).tolist() == [
+        [True, False, False],
+        [True, True, False],
+        [False, True, True],
+    ]
 
 
 def test_a_window_as_long_as_the_sequence_costs_no_mask():

@@ -34,7 +34,7 @@ def test_slopes_are_one_a_head_distinct_and_within_bounds(n_head):
 
 
 def test_alibi_bias_is_minus_slope_times_distance_for_the_last_queries():
-    bias = ALiBi(tiny_model(n_head=3)).score_bias(torch.tensor([3, 4]), 5, torch.float64)
+    bias = ALiBi(tiny_model(n_head=3)).score_bias(torch.tensor([3, 4]), torch.arange(5), torch.float64)
     for head, slope in enumerate(alibi_slopes(3)):
         for row, i in enumerate((3, 4)):
             for j in range(5):
@@ -43,8 +43,8 @@ def test_alibi_bias_is_minus_slope_times_distance_for_the_last_queries():
 
 def test_alibi_in_a_bf16_model_still_tells_far_positions_apart():
     scheme = ALiBi(tiny_model(n_head=8)).to(torch.bfloat16)
-    exact = scheme.score_bias(torch.tensor([1000]), 1001, torch.float32)
-    rounded = scheme.score_bias(torch.tensor([1000]), 1001, torch.bfloat16)
+    exact = scheme.score_bias(torch.tensor([1000]), torch.arange(1001), torch.float32)
+    rounded = scheme.score_bias(torch.tensor([1000]), torch.arange(1001), torch.bfloat16)
     assert torch.equal(rounded, exact.to(torch.bfloat16))
     assert rounded[0, 0, -9:].tolist() == [-4.0, -3.5, -3.0, -2.5, -2.0, -1.5, -1.0, -0.5, 0.0]
 
@@ -62,4 +62,4 @@ def test_no_position_changes_nothing():
     position, x = NoPosition(tiny_model()), torch.randn(1, 2, 4)
     assert position.embed(x, torch.arange(2)) is x
     assert position.turning(torch.arange(2), x.dtype) is None
-    assert position.score_bias(torch.arange(2), 2, x.dtype) is None
+    assert position.score_bias(torch.arange(2), torch.arange(2), x.dtype) is None
