@@ -11,6 +11,8 @@ from gptstar.configuration import EXIT_INTERRUPTED, run_door
 
 if __name__ == "__main__":
     keep_freed_memory()  # before torch is imported
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's bars, in the middle of ours
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
     from rich.console import Console
 

@@ -3,7 +3,8 @@
     python benchmarks/batching.py [--rounds 3] [--requests 32] [--model gpt2_small] [--dtype fp32] [--json FILE]
 
 Prompts have 8 to 200 tokens, continuations 16 to 128, drawn once from a fixed seed; both are greedy, with random
-weights, and have to give the same text. The two processes take turns; a turn is all requests. Reported are new tokens a
+weights, and have to give the same text. The two processes take turns, both warmed up (ours has compiled its step); a
+turn is all requests. Reported are new tokens a
 second, medians over the rounds with their range; the ratio last.
 """
 
@@ -17,7 +18,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from contestants import Contestant, serve
 from decode import prepare
@@ -43,10 +43,10 @@ def worker(name: str, folder: Path, number: int) -> None:
 
         model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
 
-        def answer(_: Any) -> dict:
+        def answer(count: int) -> dict:
             start, tokens = time.perf_counter(), []
             with torch.inference_mode():
-                for prompt, n_new in asked:
+                for prompt, n_new in asked[:count]:
                     ids = torch.tensor([prompt])
                     length = dict(max_new_tokens=n_new, min_new_tokens=n_new)
                     mask = torch.ones_like(ids)
@@ -66,13 +66,13 @@ def worker(name: str, folder: Path, number: int) -> None:
     decoder = Decoder(ours, compiled=True)
     texts = [(tokenizer.decode(prompt), n_new) for prompt, n_new in asked]
 
-    def together(_: Any) -> dict:
+    def together(count: int) -> dict:
         start = time.perf_counter()
         engine = Engine(ours, tokenizer, max_rows=number, capacity=384, decoder=decoder)
-        order = [
-            engine.submit(text, SamplingSettings(max_new_tokens=n, min_new_tokens=n, temperature=0))
-            for text, n in texts
-        ]
+        order = []
+        for text, n_new in texts[:count]:
+            wish = SamplingSettings(max_new_tokens=n_new, min_new_tokens=n_new, temperature=0)
+            order.append(engine.submit(text, wish))
         done = {event.request: event.done.tokens for event in engine.run() if event.done}
         return {"seconds": time.perf_counter() - start, "tokens": [done[request] for request in order]}
 
@@ -102,9 +102,10 @@ def main() -> None:
         folder, _ = prepare(options.model, Path(root))
         names = {"ours": f"ours-{options.dtype}", "transformers": "transformers"}
         racers = {key: Contestant(__file__, name, str(folder), str(options.requests)) for key, name in names.items()}
-        racers["ours"].turn()  # compiles
+        racers["ours"].turn(options.requests)  # compiles
+        racers["transformers"].turn(2)
         for _ in range(options.rounds):
-            found = {key: racer.turn() for key, racer in racers.items()}
+            found = {key: racer.turn(options.requests) for key, racer in racers.items()}
             for key in names:
                 seconds[key].append(found[key]["seconds"])
         for racer in racers.values():

@@ -162,7 +162,11 @@ def prepare(name: str, root: Path) -> tuple[Path, list[str]]:
         from ctranslate2.converters import TransformersConverter
 
         for kind in ("float32", "int8"):
-            TransformersConverter(str(folder)).convert(str(folder.with_name(f"ct2-{kind}")), quantization=kind)
+            target = folder.with_name(f"ct2-{kind}")
+            TransformersConverter(str(folder)).convert(str(target), quantization=kind)
+            # It writes null for a token that a tokenizer lacks, and then cannot read that.
+            config = json.loads((target / "config.json").read_text())
+            (target / "config.json").write_text(json.dumps(config | {"unk_token": "<|endoftext|>"}))
     except Exception as error:
         print(f"CTranslate2 is left out: {type(error).__name__}: {error}")
         return folder, names
@@ -237,6 +241,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the results here")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.rows = sorted({1, *options.rows})
     if options.worker:
         worker(options.worker[0], Path(options.worker[1]))
         return

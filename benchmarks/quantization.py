@@ -11,6 +11,8 @@ context.
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import math
 import subprocess
@@ -48,6 +50,8 @@ def worker(folder: str, kind: str) -> None:
     for model in (tiny, quantize(tiny, "int8"), quantize(tiny, "int4")):  # what libraries set up once
         generate_detailed(model, tokenizer, "t1 t2", wish)
     del tiny, model
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the tiny models left, the large one must not have for nothing
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before = resident("VmRSS")
     model, tokenizer = gptstar.load(folder + "/model", dtype=kind)

@@ -32,8 +32,8 @@ EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: interrupted and saved, start it again with resume=
 # Taken literally, whatever they hold.
 TEXT_KEYS = (
-    *("prompt", "prompt_file", "prompts", "output", "trainer.sample_prompt"),
-    *("checkpoint", "resume", "init_from", "data_dir", "output_dir"),
+    *("prompt", "prompt_file", "prompts", "output", "draft", "trainer.sample_prompt"),
+    *("checkpoint", "resume", "init_from", "data_dir", "output_dir", "trainer.eval_tasks_dir"),
 )
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import torch
 
+from gptstar.device import free_memory
 from gptstar.errors import UserError
 from gptstar.model.transformer import GPT
 
@@ -44,15 +42,3 @@ def bytes_per_token(model: GPT) -> int:
     key_value = config.n_key_value * config.head_size
     layer = 6 * config.d_model + 3 * (config.d_attention + 2 * key_value) + 3 * config.d_feedforward
     return model.dtype.itemsize * (layer + 2 * config.n_layer * key_value)
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that can be had."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from gptstar.evaluation.budget import SHARE, bytes_per_token, free_memory
+from gptstar.device import free_memory
+from gptstar.evaluation.budget import SHARE, bytes_per_token
 from gptstar.evaluation.forward import hidden_states, logits_of
 from gptstar.model.transformer import GPT
 

@@ -14,7 +14,7 @@ from lm_eval.evaluator import evaluate
 from gptstar.evaluation.bootstrap import fast_bootstrap
 from gptstar.evaluation.harness import GPTStarLM
 from gptstar.evaluation.results import harness_metrics
-from gptstar.evaluation.tasks import LoadedTask
+from gptstar.evaluation.tasks import FEWSHOT_SEED, LoadedTask
 
 
 def run_task(lm: GPTStarLM, task: LoadedTask, limit: float | None = None) -> list[dict]:
@@ -23,6 +23,8 @@ def run_task(lm: GPTStarLM, task: LoadedTask, limit: float | None = None) -> lis
     limit: how many documents of each task, or below 1 which share of them; None: all.
     """
     start, reused = time.perf_counter(), lm.reused
+    for leaf in task.loaded["tasks"].values():
+        leaf.set_fewshot_seed(FEWSHOT_SEED)  # each time: the generator goes on from one evaluation to the next
     with harness_seeds(), fast_bootstrap():
         found = evaluate(lm, task.loaded, limit=limit, log_samples=False)
     seconds = round(time.perf_counter() - start, 3)

@@ -14,16 +14,17 @@ import torch
 from rich.console import Console
 
 from gptstar.data.tokenizer import Tokenizer
-from gptstar.device import pick_device
+from gptstar.device import free_memory, pick_device
 from gptstar.errors import UserError
 from gptstar.generation.decoding import Decoder
 from gptstar.generation.engine import Engine
 from gptstar.generation.generate import Generation, generate_detailed, generate_stream
 from gptstar.generation.interactive import converse
-from gptstar.generation.many import continue_many, read_requests
+from gptstar.generation.many import continue_many, read_requests, submit_many
 from gptstar.generation.randomness import fresh_seed
 from gptstar.generation.settings import SamplingSettings
 from gptstar.generation.speculation import Draft, DraftModel, PromptLookup, same_tokenizer
+from gptstar.model.describe import cache_bytes_per_token
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.load import load
 from gptstar.progress import progress
@@ -43,7 +44,8 @@ class SampleConfig(SamplingSettings):
     interactive  a text is written in turns, the model's part streaming
     dtype        auto (as saved), fp32, bf16, fp16, int8 or int4
     draft        lookup: what followed the same words before; or a smaller model with the same tokenizer, as checkpoint:
-                 guesses that the model checks several at a time. The text is the same
+                 guesses that the model checks several at a time. In fp32 the text is the same; in half precision
+                 rounding may decide otherwise between two tokens that are nearly as likely
     n_draft      tokens guessed at a time, at most
     compile      half a minute at the start, and then about twice as fast on a CPU
     """
@@ -79,18 +81,29 @@ def run(config: SampleConfig) -> None:
         engine = Engine(model, tokenizer, max_rows=1, decoder=decoder)
         converse(engine, config, input, sys.stdout, sys.stderr, _prompt(config))
         return
+    _continue_lines(config, model, tokenizer, decoder)
+
+
+def _continue_lines(config: SampleConfig, model: GPT, tokenizer: Tokenizer, decoder: Decoder) -> None:
     assert config.prompts is not None and config.output is not None
     if config.seed is None:
         config.seed = fresh_seed()
     requests = read_requests(Path(config.prompts), config, tokenizer.vocab_size)
-    longest = max(len(tokenizer.encode(values["prompt"])) + wish.max_new_tokens + 1 for values, wish in requests)
-    capacity = min(longest, model.longest or longest)
-    total = sum(wish.n for _, wish in requests)
-    engine = Engine(model, tokenizer, max_rows=min(32, total), capacity=capacity, decoder=decoder)
+    longest = max(len(tokenizer.encode(r.values["prompt"])) + r.wish.max_new_tokens + 1 for r in requests)
+    capacity, total = min(longest, model.longest or longest), sum(r.wish.n for r in requests)
+    a_row = capacity * cache_bytes_per_token(model.config, model.dtype.itemsize)
+    fits = int(0.5 * free_memory(model.device)) // a_row  # the other half is for what a round computes
+    if not fits:
+        raise UserError(
+            f"prompts={config.prompts}: the longest line needs {capacity} tokens with its continuation, and "
+            f"{a_row / 2**30:.1f} GiB for them: lower its max_new_tokens"
+        )
+    engine = Engine(model, tokenizer, max_rows=min(32, total, fits), capacity=capacity, decoder=decoder)
+    numbers = submit_many(engine, requests)
     print(command_line(config), file=sys.stderr)
     console = Console(stderr=True)
     with Path(config.output).open("x", encoding="utf-8") as out, progress(console, "prompts", total) as advance:
-        continue_many(engine, requests, out, advance)
+        continue_many(engine, requests, numbers, out, advance)
 
 
 def sample(config: SampleConfig, out: TextIO | None = None) -> str:
@@ -141,6 +154,8 @@ def _check_sources(config: SampleConfig) -> None:
         raise UserError("draft speeds up a single sample: leave it out with prompts and interactive")
     if config.n_draft < 1:
         raise UserError(f"n_draft={config.n_draft} must be at least 1")
+    if config.interactive and config.prompt_file == "-":
+        raise UserError("interactive=true reads standard input itself: give the prompt in a file, or as prompt=...")
     if config.interactive and config.prompts is not None:
         raise UserError("interactive=true writes one text: leave prompts out")
     if (config.prompts is None) != (config.output is None):
@@ -171,7 +186,7 @@ def _read(name: str) -> str:
     except OSError as error:
         raise UserError(f"prompt_file={name} cannot be read: {error}") from error
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")  # some editors begin a file with a mark
     except UnicodeDecodeError as error:
         raise UserError(f"prompt_file={name} is not UTF-8 (byte {error.start}): convert it") from error
 

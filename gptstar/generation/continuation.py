@@ -42,19 +42,19 @@ class Prompt:
         self.shown = shown  # what the continuation's text follows
         self.tokens = shown or [tokenizer.eot_id]
         if longest is not None and self.capacity > longest:
-            self._shorten(longest)
+            self._shorten(longest, settings.max_new_tokens)
 
     @property
     def capacity(self) -> int:
         """How many tokens there may be in the end."""
         return len(self.tokens) + self.settings.max_new_tokens
 
-    def _shorten(self, longest: int) -> None:
+    def _shorten(self, longest: int, asked: int) -> None:
         room = longest - self.settings.max_new_tokens
         if not self.settings.truncate or room < 1:
             otherwise = ", or set truncate=true to drop its beginning" if room > 0 else ""
             raise UserError(
-                f"{len(self.tokens)} prompt tokens and max_new_tokens={self.settings.max_new_tokens} exceed the "
+                f"{len(self.tokens)} prompt tokens and max_new_tokens={asked} exceed the "
                 f"{longest} tokens the model can read: shorten the prompt, lower max_new_tokens{otherwise}"
             )
         self.tokens = self.tokens[-room:]

@@ -53,6 +53,7 @@ class Decoder:
         self.model, self.compiled, self.draft = model, compiled, draft
         self._step = _compiled(model) if compiled else _step_of(model)
         self.recorded = model.device.type == "cuda"
+        self._pool: Any = None
         self._recordings: WeakKeyDictionary[KeyValueCache, dict[tuple[int, int], Recording]] = WeakKeyDictionary()
 
     def new_cache(self, batch: int, capacity: int) -> KeyValueCache:
@@ -87,7 +88,9 @@ class Decoder:
         """The step in a CUDA graph, which holds for a number of rows, of keys, and the tensors of one cache."""
         made = self._recordings.setdefault(cache, {})
         if (n_row, n_key) not in made:
-            made[n_row, n_key] = Recording(self._run, n_row, n_key, cache.kept, self.model.device)
+            if self._pool is None:
+                self._pool = torch.cuda.graph_pool_handle()  # one memory for all of them: they never run together
+            made[n_row, n_key] = Recording(self._run, n_row, n_key, cache.kept, self.model.device, self._pool)
         return made[n_row, n_key]
 
     @torch.inference_mode()
@@ -145,7 +148,13 @@ class Recording:
     """A step as a CUDA graph: recorded once, then played back with other numbers in the same places."""
 
     def __init__(
-        self, run: Callable[..., Tensor], n_row: int, n_key: int, kept: dict[str, list[Tensor]], device: torch.device
+        self,
+        run: Callable[..., Tensor],
+        n_row: int,
+        n_key: int,
+        kept: dict[str, list[Tensor]],
+        device: torch.device,
+        pool: Any,
     ) -> None:
         self.token_B = torch.zeros(n_row, dtype=torch.int64, device=device)
         # What is read for practice is written to the last place, which no row has reached yet.
@@ -157,7 +166,7 @@ class Recording:
             for _ in range(3):  # libraries choose their ways and reserve memory
                 run(self.token_B, self.slot_B1, kept, n_key)
         torch.cuda.current_stream().wait_stream(apart)
-        with torch.cuda.graph(self.graph):
+        with torch.cuda.graph(self.graph, pool=pool):
             self.logits_BV = run(self.token_B, self.slot_B1, kept, n_key)
 
     def __call__(self, token_B: Tensor, slot_B1: Tensor, n_key: int) -> Tensor:
@@ -203,7 +212,8 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if x.device.type != "cpu":
         return F.linear(x, weight, bias)
     if x.numel() == x.shape[-1]:  # a loop over the rows of the matrix, each read once
-        y = (x.flatten().float() * weight.float()).sum(-1).to(x.dtype).view(*x.shape[:-1], -1)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        y = (x.flatten().to(wide) * weight.to(wide)).sum(-1).to(x.dtype).view(*x.shape[:-1], -1)
         return y if bias is None else y + bias
     return _fast_linear(x, weight, bias)
 

@@ -17,6 +17,7 @@ from gptstar.generation.penalties import History
 from gptstar.generation.randomness import fresh_seed, sequence_seed
 from gptstar.generation.sampling import Sampler
 from gptstar.generation.settings import SamplingSettings
+from gptstar.model.cache import KeyValueCache
 from gptstar.model.transformer import GPT
 
 
@@ -147,16 +148,15 @@ class _Run:
                 token_B = sampler(logits_BV, torch.tensor([step], device=device), history)
                 logprobs = [] if settings.logprobs is None else token_logprobs(logits_BV, token_B, settings.logprobs)
                 token, step = int(token_B), step + 1
+                right = self._judge(guesses, place, token)
                 yield self.continuation.feed(token), logprobs
                 if self.continuation.finish_reason is not None:
                     return
                 tokens.append(token)
                 if history is not None:
                     history.append(token_B)
-                if guesses[place : place + 1] != [token]:
+                if not right:
                     break  # what follows a wrong guess means nothing
-                assert self.decoder.draft is not None
-                self.decoder.draft.accepted += 1
             cache.length = len(tokens) - 1  # what was guessed wrong is forgotten
             guesses = self._guess(tokens, step)
             logits_TV = self.decoder.extend([token, *guesses], cache) if guesses else self.decoder(token_B, cache)
@@ -165,7 +165,16 @@ class _Run:
         draft, settings = self.decoder.draft, self.prompt.settings
         if draft is None or step + 1 >= settings.max_new_tokens:
             return []
-        n = min(draft.n_draft, settings.max_new_tokens - step - 1)
-        guesses = draft.guess(tokens, step, n, settings, self.seed)
-        draft.proposed += len(guesses)
-        return guesses
+        # Layers with a window can go back over no more than they take at once.
+        n = min(draft.n_draft, settings.max_new_tokens - step - 1, KeyValueCache.slack - 1)
+        return draft.guess(tokens, step, n, settings, self.seed)
+
+    def _judge(self, guesses: list[int], place: int, token: int) -> bool:
+        """Whether there is a guess for this place and it is right."""
+        draft = self.decoder.draft
+        if draft is None or place == len(guesses):
+            return False
+        right = guesses[place] == token
+        draft.proposed += 1
+        draft.accepted += right
+        return right

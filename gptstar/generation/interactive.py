@@ -31,33 +31,29 @@ def converse(
     while True:
         try:
             typed = ask("> ")
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):
             return
         command, _, rest = typed.partition(" ")
         try:
             if command == "/quit":
                 return
-            if command == "/new":
-                text = rest
-            elif command == "/set":
+            if command == "/set":
                 settings = _changed(settings, rest, engine.tokenizer.vocab_size)
                 continue
-            else:
-                text += typed
-            text = _turn(engine, settings, text, out)
+            text = _turn(engine, settings, rest if command == "/new" else text + typed, out)
         except UserError as error:
             print(f"error: {error}", file=err)
-        except KeyboardInterrupt:  # ends the turn, not the conversation
-            engine.cancel(engine.requests)
-            print(file=out)
 
 
 def _turn(engine: Engine, settings: SamplingSettings, text: str, out: TextIO) -> str:
-    """What the model adds, written as it comes; the text with it."""
-    engine.submit(text, settings)
-    for event in engine.run():
-        text += event.text
-        print(event.text, end="", file=out, flush=True)
+    """What the model adds, written as it comes; the text with it. Ctrl-C ends the turn, and what was shown stays."""
+    request = engine.submit(text, settings)
+    try:
+        for event in engine.run():
+            text += event.text
+            print(event.text, end="", file=out, flush=True)
+    except KeyboardInterrupt:
+        engine.cancel(request)
     print(file=out)
     return text
 
@@ -68,10 +64,13 @@ def _changed(settings: SamplingSettings, assignment: str, vocab_size: int) -> Sa
     names = [field.name for field in fields(SamplingSettings) if field.name not in ("n", "truncate")]
     if not equals or key not in names:
         raise UserError(f"/set {assignment}: write KEY=VALUE, with one of {', '.join(names)}")
-    parsed: Any = yaml.safe_load(value)
     try:
+        parsed: Any = yaml.safe_load(value)
+        if isinstance(parsed, str) and key != "stop":  # YAML takes 1e-3 for text
+            parsed = float(parsed)
         changed = replace(settings, **{key: parsed})
         changed.check(vocab_size)
-    except TypeError as error:
-        raise UserError(f"/set {assignment}: {error}") from error
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"/set {assignment}: that is no value for {key} ({reason})") from error
     return changed

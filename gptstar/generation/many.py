@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,7 +21,16 @@ from gptstar.generation.settings import SamplingSettings
 SETTINGS = {field.name for field in fields(SamplingSettings)}
 
 
-def read_requests(path: Path, common: SamplingSettings, vocab_size: int) -> list[tuple[dict, SamplingSettings]]:
+@dataclass(frozen=True)
+class Request:
+    """A line: where it stands, what is in it, and what it asks for."""
+
+    where: str
+    values: dict
+    wish: SamplingSettings
+
+
+def read_requests(path: Path, common: SamplingSettings, vocab_size: int) -> list[Request]:
     """The lines of a file and what each asks for. UserError names file and line of the first that makes no sense."""
     try:
         lines = path.read_bytes().split(b"\n")
@@ -34,6 +43,7 @@ def read_requests(path: Path, common: SamplingSettings, vocab_size: int) -> list
         where = f"{path}, line {number}"
         try:
             values = json.loads(line)
+            json.dumps(values, ensure_ascii=False).encode()  # half of a character cannot be written
         except ValueError as error:  # not UTF-8 is one too
             raise UserError(f"{where}: no valid JSON ({error}): mend or remove the line") from error
         if not isinstance(values, dict) or not isinstance(values.get("prompt"), str) or not values["prompt"]:
@@ -41,24 +51,31 @@ def read_requests(path: Path, common: SamplingSettings, vocab_size: int) -> list
         wish = replace(common, **{key: value for key, value in values.items() if key in SETTINGS})
         try:
             wish.check(vocab_size)
-        except (UserError, TypeError) as error:
+        except UserError as error:
             raise UserError(f"{where}: {error}") from error
-        found.append((values, wish))
+        found.append(Request(where, values, wish))
     if not found:
         raise UserError(f"{path} is empty: it needs one JSON object a line")
     return found
 
 
-def continue_many(
-    engine: Engine, requests: list[tuple[dict, SamplingSettings]], out: TextIO, advance: Callable[[int], Any]
-) -> None:
-    """Writes a line as soon as it and all before it are finished; tells `advance` how many sequences are done.
+def submit_many(engine: Engine, requests: list[Request]) -> list[int]:
+    """The engine's number of each. UserError, with file and line, for a prompt that is too long."""
+    numbers = []
+    for request in requests:
+        try:
+            numbers.append(engine.submit(request.values["prompt"], request.wish))
+        except UserError as error:
+            raise UserError(f"{request.where}: {error}") from error
+    return numbers
 
-    Raises UserError, before anything is written, for a prompt that is too long.
-    """
-    order = [engine.submit(values["prompt"], wish) for values, wish in requests]
-    wanted = [(request, index) for request, (_, wish) in zip(order, requests, strict=True) for index in range(wish.n)]
-    lines = dict(zip(order, requests, strict=True))
+
+def continue_many(
+    engine: Engine, requests: list[Request], numbers: list[int], out: TextIO, advance: Callable[[int], Any]
+) -> None:
+    """Writes a line as soon as it and all before it are finished; tells `advance` how many sequences are done."""
+    lines = dict(zip(numbers, requests, strict=True))
+    wanted = [(number, index) for number, request in lines.items() for index in range(request.wish.n)]
     done: dict[tuple[int, int], Generation] = {}
     written = 0
     for event in engine.run():
@@ -67,16 +84,17 @@ def continue_many(
         done[event.request, event.index] = event.done
         advance(1)
         while written < len(wanted) and wanted[written] in done:
-            request, index = wanted[written]
-            values, wish = lines[request]
-            out.write(json.dumps(_line(values, wish, index, done.pop(wanted[written])), ensure_ascii=False) + "\n")
+            number, index = wanted[written]
+            line = _line(lines[number], index, done.pop(wanted[written]))
+            out.write(json.dumps(line, ensure_ascii=False) + "\n")
             written += 1
         out.flush()
 
 
-def _line(values: dict, wish: SamplingSettings, index: int, made: Generation) -> dict:
-    line = {**values, "text": made.text, "tokens": made.tokens, "finish_reason": made.finish_reason, "seed": made.seed}
-    if wish.n > 1:
+def _line(request: Request, index: int, made: Generation) -> dict:
+    new = {"text": made.text, "tokens": made.tokens, "finish_reason": made.finish_reason, "seed": made.seed}
+    line = {**request.values, **new}
+    if request.wish.n > 1:
         line["index"] = index
     if made.logprobs is not None:
         line["logprobs"] = [one.logprob for one in made.logprobs]

@@ -16,6 +16,11 @@ WHOLE = (
     ("n", 1, ""),
     ("logprobs", 0, ", or null for none"),
 )
+NUMBERS = (
+    *("temperature", "top_p", "min_p", "tau", "eta"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+)
+OPTIONAL = ("top_k", "logprobs", "top_p", "min_p", "tau", "eta")  # null leaves them out
 POSITIVE_FRACTIONS = ("top_p", "tau")
 FRACTIONS_BELOW_ONE = ("min_p", "eta")
 
@@ -69,9 +74,15 @@ class SamplingSettings:
 
     def check(self, vocab_size: int | None = None) -> None:
         """Raises UserError for the first setting that makes no sense; with vocab_size for tokens beyond it too."""
+        for name in NUMBERS:
+            value = getattr(self, name)
+            if not _number(value) and (value is not None or name not in OPTIONAL):
+                raise UserError(f"{name}={str(value)[:40]} must be a number")
+        if not isinstance(self.truncate, bool):
+            raise UserError(f"truncate={self.truncate!r} must be true or false")
         for name, least, otherwise in WHOLE:
             value = getattr(self, name)
-            if value is not None and not (_whole(value) and value >= least):
+            if (value is not None or name not in OPTIONAL) and not (_whole(value) and value >= least):
                 raise UserError(f"{name}={value} must be a whole number, {least} or more{otherwise}")
         if self.min_new_tokens > self.max_new_tokens:
             raise UserError(f"min_new_tokens={self.min_new_tokens} exceeds max_new_tokens={self.max_new_tokens}")
@@ -92,17 +103,27 @@ class SamplingSettings:
                 raise UserError(f"{name}={getattr(self, name)} must be finite; 0 is none")
         if self.seed is not None and not (_whole(self.seed) and -(2**63) <= self.seed < 2**63):
             raise UserError(f"seed={self.seed} must be a whole number of 64 bits, or null for a new one")
-        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
+        if not isinstance(self.stop, list) or not all(isinstance(text, str) and text for text in self.stop):
             raise UserError(f"stop={self.stop!r} must be a list of texts that are not empty")
         for name in ("forbidden_tokens", "forced_tokens", "stop_tokens"):
             self._check_tokens(name, getattr(self, name), vocab_size)
 
     def _check_tokens(self, name: str, tokens: Iterable[int], vocab_size: int | None) -> None:
+        if not isinstance(tokens, list):
+            raise UserError(f"{name}={tokens!r} must be a list of token numbers")
         for token in tokens:
             if not _whole(token) or token < 0:
                 raise UserError(f"{name}: {token!r} is no token number")
             if vocab_size is not None and token >= vocab_size:
                 raise UserError(f"{name}: {token} is not in the vocabulary of {vocab_size} tokens")
+
+
+def _number(value: object) -> bool:
+    """Whether it is one that a float holds; infinite ones are refused where they make no sense."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(float(value))
+    except OverflowError:
+        return False
 
 
 def _whole(value: object) -> bool:

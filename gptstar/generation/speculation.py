@@ -23,7 +23,7 @@ from gptstar.generation.settings import SamplingSettings
 
 
 class Draft(ABC):
-    """Guesses. `proposed` and `accepted` count them.
+    """Guesses. `proposed` counts those that the model judged, up to the first wrong one, `accepted` the right ones.
 
     n_draft: how many tokens are guessed at a time, at most.
     """
@@ -39,7 +39,7 @@ class Draft(ABC):
 
     @property
     def acceptance(self) -> float:
-        """The share of guesses that were right."""
+        """The share of judged guesses that were right."""
         return self.accepted / max(1, self.proposed)
 
 

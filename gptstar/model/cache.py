@@ -20,7 +20,7 @@ class KeyValueCache:
     """
 
     slack = 512  # tokens that a layer with a window has room for beside it
-    windows: Sequence[int] = ()  # a layer, once `limit` was called
+    windows: Sequence[int] = ()
     dropped: Mapping[int, int] = MappingProxyType({})  # {window: how many tokens its layers have left behind}
 
     def __init__(
@@ -31,23 +31,18 @@ class KeyValueCache:
         capacity: int,
         device: torch.device,
         dtype: torch.dtype,
+        windows: Sequence[int] = (),
     ) -> None:
+        """windows: what each layer sees (0: all); none: all layers keep all tokens."""
+        self.windows = [window if window > 0 and window + self.slack < capacity else 0 for window in windows]
+        self.dropped = dict.fromkeys(filter(None, self.windows), 0)
+        places = [window + self.slack if window else capacity for window in self.windows] or [capacity] * n_layer
         self.kept = {
-            name: [torch.zeros(batch, heads, capacity, channels, device=device, dtype=dtype) for _ in range(n_layer)]
+            name: [torch.zeros(batch, heads, n, channels, device=device, dtype=dtype) for n in places]
             for name, (heads, channels) in layout.items()
         }
         self.capacity = capacity
         self.length = 0
-
-    def limit(self, windows: Sequence[int]) -> None:
-        """Makes an empty cache smaller: a layer that sees a window keeps that and `slack` more tokens. 0: all."""
-        self.windows = [window if window > 0 and window + self.slack < self.capacity else 0 for window in windows]
-        self.dropped = dict.fromkeys(filter(None, self.windows), 0)
-        for layers in self.kept.values():
-            for layer, window in enumerate(self.windows):
-                if window:
-                    whole = layers[layer]
-                    layers[layer] = whole.new_zeros(*whole.shape[:2], window + self.slack, whole.shape[3])
 
     def make_room(self, n_token: int) -> bool:
         """Lets layers with a window leave behind what no token will see any more, where n_token more need its place.
@@ -62,7 +57,8 @@ class KeyValueCache:
             held = self.length - dropped
             if held + n_token <= window + self.slack:
                 continue
-            stay = min(held, window + self.slack - n_token)  # window - 1 would do; with more one may go back
+            # window - 1 would do. With more one may go back; with all there is room for, every token would shift them.
+            stay = min(held, window + min(self.slack // 2, self.slack - n_token))
             for layers in self.kept.values():
                 for layer, of_layer in enumerate(self.windows):
                     if of_layer == window:

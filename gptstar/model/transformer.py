@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,6 @@ from gptstar.model.loss import linear_cross_entropy, softcapped
 from gptstar.model.norms import build_norm
 from gptstar.model.positions import SCHEMES, NoPosition
 from gptstar.model.projections import TokenTable, load_fused_parts
-
-C = TypeVar("C", bound=KeyValueCache)
 
 
 class GPT(nn.Module):
@@ -67,18 +65,15 @@ class GPT(nn.Module):
         Layers that see a window keep little more than it; whole: all tokens all the same, so that one may go back to
         any length.
         """
-        cache = self._new_cache(KeyValueCache, batch, capacity)
-        if not whole and [*cache.kept] == ["key", "value"]:
-            cache.limit([self.config.window(layer) for layer in range(self.config.n_layer)])
-        return cache
+        layout = BLOCKS[self.config.block].cached(self.config)
+        seen = [self.config.window(layer) for layer in range(self.config.n_layer)]
+        windows = seen if [*layout] == ["key", "value"] and not whole else []  # other blocks see everything
+        return KeyValueCache(layout, self.config.n_layer, batch, capacity, self.device, self.dtype, windows)
 
     def new_rows_cache(self, batch: int, capacity: int) -> RowsCache:
         """The same for sequences that differ in length; every layer keeps all tokens."""
-        return self._new_cache(RowsCache, batch, capacity)
-
-    def _new_cache(self, kind: type[C], batch: int, capacity: int) -> C:
         layout = BLOCKS[self.config.block].cached(self.config)
-        return kind(layout, self.config.n_layer, batch, capacity, self.device, self.dtype)
+        return RowsCache(layout, self.config.n_layer, batch, capacity, self.device, self.dtype)
 
     def hidden(self, tokens_BT: Tensor, cache: KeyValueCache | None = None, padding_B: Tensor | None = None) -> Tensor:
         """The final norm's output, (B, T, C). With a cache the tokens continue what the cache has seen.

@@ -4,9 +4,14 @@ arXiv:2210.17323, section 4, rounded to nearest), multiplied by torch's own kern
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from gptstar.errors import UserError
+from gptstar.quantization.int8 import keeping_dtype
 
 GROUP = 32  # weights that share a scale and an offset: 1 bit a weight more than the codes
 TILE = 64  # rows that the kernels take together
@@ -55,18 +60,25 @@ class Int4Matrix(nn.Module):
     def _pack(self) -> None:
         if self.codes.device.type == "cuda":
             pairs = self.codes[:, ::2] << 4 | self.codes[:, 1::2]
-            self.packed = torch.ops.aten._convert_weight_to_int4pack(pairs, 8)
+            inner = next(n for n in (8, 4, 2) if self.shape[1] % (16 * n) == 0)  # a tile has 16 n columns
+            self.packed = torch.ops.aten._convert_weight_to_int4pack(pairs, inner)
         elif self.codes.device.type == "cpu":
             self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(self.codes.int(), 1)
         else:
             return  # no kernel: the codes stay as they are
         self.codes = torch.empty(0, dtype=torch.uint8)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int4Matrix:
+        """Scales keep their precision whatever becomes of the model; what is packed is for one kind of device."""
+        if self.packed.numel() and fn(self.packed[:0]).device.type != self.packed.device.type:
+            raise UserError("weights in 4 bits are packed for their device: load the model onto the other one instead")
+        return super()._apply(keeping_dtype(fn), recurse)
+
     def forward(self, x: Tensor) -> Tensor:
         """x @ W.T, (..., K) -> (..., N), in the dtype of x."""
         if not self.packed.numel():
             return F.linear(x, self.dense(x.dtype))
-        flat = x.reshape(-1, x.shape[-1]).bfloat16()
+        flat = x.reshape(-1, x.shape[-1]).bfloat16().contiguous()
         kernel = torch.ops.aten._weight_int4pack_mm
         if x.device.type == "cpu":
             kernel = torch.ops.aten._weight_int4pack_mm_for_cpu

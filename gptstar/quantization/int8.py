@@ -7,6 +7,7 @@ exactly, and the scales follow. So a row's result does not depend on the rows be
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -48,6 +49,10 @@ class Int8Matrix(nn.Module):
         """The matrix that is meant."""
         return self.codes.to(dtype) * self.scale.to(dtype)[:, None]
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8Matrix:
+        """Scales keep their precision whatever becomes of the model."""
+        return super()._apply(keeping_dtype(fn), recurse)
+
     def forward(self, x: Tensor) -> Tensor:
         """x @ W.T, (..., K) -> (..., N), in the dtype of x."""
         if x.device.type != "cpu" or not self.integers:
@@ -56,6 +61,16 @@ class Int8Matrix(nn.Module):
         scale = quantization_scale(flat)
         product = torch._int_mm((flat / scale).round().to(torch.int8), self.codes.t())
         return (product * scale * self.scale).to(x.dtype).view(*x.shape[:-1], -1)
+
+
+def keeping_dtype(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """What nn.Module does to its tensors, but where it would change their dtype they only move."""
+
+    def move(tensor: Tensor) -> Tensor:
+        moved = fn(tensor)
+        return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+    return move
 
 
 def quantization_scale(rows: Tensor) -> Tensor:

@@ -120,9 +120,14 @@ class QuantizedTable(TokenTable):
     def __init__(self, table: TokenTable) -> None:
         nn.Module.__init__(self)
         self.num_embeddings, self.embedding_dim = table.num_embeddings, table.embedding_dim
-        self.dtype = table.weight.dtype
+        self.register_buffer("like", torch.empty(0, dtype=table.weight.dtype), persistent=False)
         self.matrix = Int8Matrix(table.num_embeddings, table.embedding_dim)
         self.weight = None  # type: ignore[assignment]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it is looked up in."""
+        return cast(Tensor, self.like).dtype
 
     @property
     def dense(self) -> Tensor:

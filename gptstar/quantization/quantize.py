@@ -44,7 +44,9 @@ def _quantized(module: nn.Module, kind: str) -> nn.Module:
 
 @torch.no_grad()
 def quantize(model: GPT, kind: str) -> GPT:
-    """A quantised copy of a model, on its device, in evaluation mode."""
+    """A quantised copy of a model, on its device, in evaluation mode. UserError for one that is quantised already."""
+    if quantization_of(model) is not None:
+        raise UserError("the model is quantised already: its exact weights are gone, load them again")
     with torch.device("meta"):
         copy = GPT(model.config)
     copy = prepare_quantized(copy.to(dtype=model.dtype), kind).to_empty(device=model.device)

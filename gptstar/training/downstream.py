@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from gptstar.data.tokenizer import Tokenizer
@@ -27,11 +28,12 @@ def load_downstream(options: TrainerConfig) -> list[LoadedTask]:
 def measure_downstream(model: GPT, tokenizer: Tokenizer, task: LoadedTask, limit: float | None) -> dict[str, float]:
     """{"TASK/METRIC": value} on the task's first `limit` documents, in the precision of the weights.
 
-    The same numbers as `evaluate.py limit=...` gives for a checkpoint of this step. Random states are left as found.
-    Raises whatever the task's own code raises.
+    The numbers that `evaluate.py limit=...` gives for a checkpoint of this step; those that are not finite are left
+    out. Random states are left as found. Raises whatever the task's own code raises.
     """
     from gptstar.evaluation.harness import GPTStarLM
     from gptstar.evaluation.run import run_task
 
     rows = run_task(GPTStarLM(model, tokenizer), task, limit)
-    return {f"{row['task']}/{name}": metric["value"] for row in rows for name, metric in row["metrics"].items()}
+    found = {f"{row['task']}/{name}": metric["value"] for row in rows for name, metric in row["metrics"].items()}
+    return {name: value for name, value in found.items() if isinstance(value, int | float) and math.isfinite(value)}

@@ -30,7 +30,7 @@ from gptstar.training.config import TrainConfig, check_vocabulary
 from gptstar.training.display import Display
 from gptstar.training.downstream import load_downstream, measure_downstream
 from gptstar.training.interrupt import Interrupt
-from gptstar.training.metrics import MetricsLog, check_tracker, open_tracker
+from gptstar.training.metrics import MetricsLog, check_tracker, open_tracker, read_metrics
 from gptstar.training.optimizers import build_optimizer, set_learning_rate
 from gptstar.training.plot import draw_loss_curve
 from gptstar.training.run_folder import find_start, open_run_folder
@@ -140,6 +140,7 @@ class Trainer:
         self.log = self._open_log()
         try:
             with Interrupt() as interrupt, self.display.running(state.step, total):
+                self._measure_tasks(interrupt)  # those that an interruption kept from it
                 while state.step < total and not interrupt.requested:
                     self._take_step()
                     last = state.step == total
@@ -147,12 +148,11 @@ class Trainer:
                     held_out = None
                     if saving or _due(state.step, options.eval_every):
                         held_out = self._validate()
-                    if self.tasks and (last or _due(state.step, options.eval_tasks_every)):
-                        self._measure_tasks()
                     if _due(state.step, options.sample_every) and not last:
                         self.display.note(self._sample(n_token=60))
                     if saving and held_out:
                         save_checkpoint(self.run, state, self.corpus.tokenizer, options.keep_last, held_out.loss)
+                    self._measure_tasks(interrupt)
                 if state.step < total:
                     saved = save_checkpoint(self.run, state, self.corpus.tokenizer, options.keep_last, None)
                     self.display.note(f"{interrupt.requested}: saved {saved}; resume={self.run} continues")
@@ -245,9 +245,17 @@ class Trainer:
         )
         return result
 
-    def _measure_tasks(self) -> None:
+    def _measure_tasks(self, interrupt: Interrupt) -> None:
+        """Those that are due at this step and not in metrics.jsonl yet; after the checkpoint, for they take long."""
         state, options = self.state, self.config.trainer
+        due = state.step == self.total or _due(state.step, options.eval_tasks_every)
+        if not self.tasks or not due or not state.step:
+            return
+        lines = [line for line in read_metrics(self.log.path) if line["step"] == state.step]
+        known = {key.partition("/")[0] for line in lines for key in line if "/" in key}
         for task in self.tasks:
+            if interrupt.requested or task.name in known:
+                continue
             try:
                 found = measure_downstream(state.model, self.corpus.tokenizer, task, options.eval_tasks_limit)
             except Exception as error:  # tasks are other people's code, and no reason to lose a run

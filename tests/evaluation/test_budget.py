@@ -4,9 +4,10 @@ import pytest
 import torch
 
 import gptstar
+from gptstar.device import free_memory
 from gptstar.errors import UserError
 from gptstar.evaluation import budget
-from gptstar.evaluation.budget import FAST_TOKENS, bytes_per_token, free_memory, token_budget
+from gptstar.evaluation.budget import FAST_TOKENS, bytes_per_token, token_budget
 from support import tiny_model
 
 

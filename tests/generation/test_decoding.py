@@ -85,7 +85,7 @@ class Stand:
 
     made = 0
 
-    def __init__(self, run, n_row, n_key, kept, device):
+    def __init__(self, run, n_row, n_key, kept, device, pool):
         Stand.made += 1
         self.token_B = torch.zeros(n_row, dtype=torch.int64)
         self.slot_B1 = torch.full((n_row, 1), n_key - 1)
@@ -104,6 +104,7 @@ def test_what_a_recording_is_made_for(name, monkeypatch):
     """Practice leaves nothing behind in the cache, and a recording serves its rows, keys and cache alone."""
     monkeypatch.setattr(decoding, "Recording", Stand)
     monkeypatch.setattr(decoding, "GPU_PAGE", 16)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     model, Stand.made = model_of(**MODELS[name]), 0
     plain, recorded = Decoder(model), Decoder(model)
     recorded.recorded = True

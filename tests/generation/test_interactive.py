@@ -62,8 +62,46 @@ def test_commands(model):
     assert out == f"{first}\n{first}\n\n" and "/quit ends" in err
 
 
-@pytest.mark.parametrize("line", ["/set top_p=2", "/set nonsense=1", "/set n=2", "/set", "/set temperature=hot"])
+@pytest.mark.parametrize(
+    "line",
+    ["/set top_p=2", "/set nonsense=1", "/set n=2", "/set", "/set temperature=hot", '/set stop=["a', "/set top_k=["],
+)
 def test_a_mistake_is_one_line_and_the_text_stays(model, line):
     out, err = talk(model, "abc", line, "def")
     assert err.count("error: ") == 1
     assert out == talk(model, "abc", "def")[0]
+
+
+def test_numbers_as_people_write_them(model):
+    out, err = talk(model, "/set temperature=1e-9", "abc")
+    assert "error" not in err and out == f"{follow(model, 'abc')}\n"
+
+
+def test_a_text_that_was_refused_is_not_kept(model):
+    out, err = talk(model, "/set max_new_tokens=1000", "abc", "/set max_new_tokens=8", "abc")
+    assert out == f"{follow(model, 'abc')}\n" and err.count("error: ") == 1
+
+
+def test_ctrl_c_ends_a_turn_and_what_was_shown_stays(model, monkeypatch):
+    engine, out, err = Engine(model, TOKENIZER, max_rows=1), io.StringIO(), io.StringIO()
+    step, left = engine.step, [5]
+
+    def interrupted():
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        return step()
+
+    monkeypatch.setattr(engine, "step", interrupted)
+    said = iter(["abc", "def"])
+
+    def ask(_):
+        line = next(said, None)
+        if line is None:
+            raise KeyboardInterrupt  # at the prompt it ends the conversation
+        return line
+
+    converse(engine, SETTINGS, ask, out, err)
+    first, second, _ = out.getvalue().split("\n")
+    assert follow(model, "abc").startswith(first) and first != follow(model, "abc")
+    assert second == follow(model, f"abc{first}def")

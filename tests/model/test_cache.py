@@ -86,3 +86,13 @@ def test_rows_may_be_exchanged():
     again = torch.randint(0, 300, (3, 2))
     expected = model(torch.cat((tokens[rows], again), 1))[:, 30:]
     torch.testing.assert_close(model(again, cache=cache), expected)
+
+
+def test_moving_tokens_up_is_seldom():
+    cache = model_of(windows=[4]).new_cache(1, 80)
+    moved = []
+    for length in range(60):
+        cache.length, before = length, cache.dropped[4]
+        assert cache.make_room(1)
+        moved.append(cache.dropped[4] > before)
+    assert 60 / 6 < 2 + sum(moved) < 60 / 2 and cache.dropped[4] <= 59 - 3

@@ -94,3 +94,16 @@ def test_text_is_generated():
     rounded = quantize(model("star"), "int8")
     text = gptstar.generate(rounded, tiny_tokenizer(), "abc", max_new_tokens=20, temperature=0)
     assert len(text) > 3
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@torch.no_grad()
+def test_a_model_may_be_cast_and_its_weights_keep_their_scales(kind):
+    exact = model("star")
+    rounded = quantize(exact, kind)
+    expected = rounded(TOKENS)
+    for cast in (rounded.double(), rounded.float()):
+        torch.testing.assert_close(cast(TOKENS).float(), expected, rtol=1e-4, atol=1e-4)
+    assert rounded.bfloat16()(TOKENS).dtype == torch.bfloat16
+    with pytest.raises(UserError, match="quantised already"):
+        quantize(rounded, kind)

@@ -59,6 +59,26 @@ def test_a_resumed_run_logs_each_once(config, tmp_path):
     assert sum(any("/" in key for key in line) for line in resumed if line["step"] == 4) == 2  # the end, then
 
 
+def test_what_an_interruption_kept_from_being_measured_is_measured_on_resuming(config, monkeypatch):
+    whole = lines(config)
+    real = loop.measure_downstream
+
+    def killed(model, tokenizer, task, limit):
+        if task.name == "wikitext":
+            raise KeyboardInterrupt
+        return real(model, tokenizer, task, limit)
+
+    run = f"{config.run_dir}-again"
+    checkpointed = replace(config, run_dir=run, trainer=replace(config.trainer, checkpoint_every=3))
+    monkeypatch.setattr(loop, "measure_downstream", killed)
+    with pytest.raises(KeyboardInterrupt):
+        lines(checkpointed)
+    monkeypatch.setattr(loop, "measure_downstream", real)
+    resumed = lines(replace(checkpointed, resume=run))
+    tasks = [line for line in resumed if any("/" in key for key in line)]
+    assert tasks == [line for line in whole if any("/" in key for key in line)]
+
+
 def test_a_task_that_fails_leaves_the_run_and_the_other_task(config, monkeypatch):
     real = loop.measure_downstream
 
