@@ -17,13 +17,14 @@ from gptstar.data.tokenizer import Tokenizer
 from gptstar.device import free_memory, pick_device
 from gptstar.errors import UserError
 from gptstar.generation.decoding import Decoder
+from gptstar.generation.draft import Draft, PromptLookup
 from gptstar.generation.engine import Engine
 from gptstar.generation.generate import Generation, generate_detailed, generate_stream
 from gptstar.generation.interactive import converse
 from gptstar.generation.many import continue_many, read_requests, submit_many
 from gptstar.generation.randomness import fresh_seed
 from gptstar.generation.settings import SamplingSettings
-from gptstar.generation.speculation import Draft, DraftModel, PromptLookup, same_tokenizer
+from gptstar.generation.speculation import DraftModel, same_tokenizer
 from gptstar.model.describe import cache_bytes_per_token
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.load import load

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import chain
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -23,11 +23,9 @@ from torch.overrides import TorchFunctionMode
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import UserError
 from gptstar.fast_linear import fast_linear
+from gptstar.generation.draft import Draft
 from gptstar.model.cache import KeyValueCache
 from gptstar.model.transformer import GPT
-
-if TYPE_CHECKING:
-    from gptstar.generation.speculation import Draft
 
 PIECE = 512  # tokens of a prompt that are read at a time: what a layer makes of them all could be gigabytes
 PAGE = 64  # keys are shown to a compiled step in multiples of it, so that shapes seldom change

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from gptstar.errors import UserError
 from gptstar.generation.decoding import Decoder
+from gptstar.generation.draft import PromptLookup
 from gptstar.generation.generate import generate_detailed
 from gptstar.generation.settings import SamplingSettings
-from gptstar.generation.speculation import DraftModel, PromptLookup, same_tokenizer
+from gptstar.generation.speculation import DraftModel, same_tokenizer
 from gptstar.model.transformer import GPT
 from support import tiny_model, tiny_tokenizer
 
