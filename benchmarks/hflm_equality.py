@@ -139,9 +139,10 @@ def main() -> None:
                     model.double()
                 row = compare(answers(hflm, task, limit), answers(ours, task, limit))
                 table.setdefault(kind, {})[task.name] = row
+                precision = "float64" if task.name in LONG else "fp32"
                 print(
                     f"{kind:8} {task.name:14} {row['documents']:4} documents {row['requests']:5} log-likelihoods, "
-                    f"{'float64' if task.name in LONG else 'fp32'}, largest difference {row['largest_difference']:.1e}, greedy flags that differ "
+                    f"{precision}, largest difference {row['largest_difference']:.1e}, greedy flags that differ "
                     f"{row['greedy_flags_that_differ']}: {'same' if row['same'] else 'DIFFERENT'}",
                     flush=True,
                 )
