@@ -46,5 +46,5 @@ def freeze_all_but_adapters(model: nn.Module) -> None:
     """Leaves adapters, norms, embeddings and positions trainable (a tied head is an embedding), and no more."""
     model.requires_grad_(False)
     for name, module in model.named_modules():
-        if isinstance(module, (Adapter, nn.Embedding)) or is_norm(module) or name == "position":
+        if isinstance(module, Adapter) or is_norm(module) or name in ("embedding", "position"):
             module.requires_grad_(True)

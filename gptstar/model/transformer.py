@@ -112,7 +112,7 @@ class GPT(nn.Module):
             )
 
     def _sights(
-        self, x_BTC: Tensor, slot: Tensor, n_key: int, padding_B: Tensor | None, cache: KeyValueCache | None
+        self, x_BTC: Tensor, slot: Tensor, n_key: int, padding_B: Tensor | None, cache: KeyValueCache | None = None
     ) -> list[Sight]:
         """What each layer may see; layers with the same position and window share one."""
         device = x_BTC.device
