@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, library
 from torch.overrides import TorchFunctionMode
 
 from gptstar.data.tokenizer import Tokenizer
@@ -216,7 +216,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _fast_linear(x, weight, bias)
 
 
-@torch.library.custom_op("gptstar::fast_linear", mutates_args=())
+@library.custom_op("gptstar::fast_linear", mutates_args=())
 def _fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """torch.compile calls it as it is: its own ways to oneDNN take no batch of changing size."""
     with fast_linear(x.device, x.dtype):
