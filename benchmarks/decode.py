@@ -134,25 +134,31 @@ def _ctranslate2(folder: Path, kind: str) -> Any:
     return answer
 
 
-def prepare(name: str, root: Path) -> tuple[Path, list[str]]:
-    """Writes the random model for all; its folder and who can run it."""
-    import torch
+def number_tokenizer() -> Any:
+    """Words that name their numbers, t0 to t50255: any tokenizer of this size will do."""
     from tokenizers import Tokenizer as Fast
     from tokenizers import models, pre_tokenizers
 
-    import gptstar
-    from gptstar.configuration import preset
     from gptstar.data.tokenizer import Tokenizer
 
-    torch.manual_seed(0)
-    model = gptstar.GPT(preset(name, vocab_size=50257, init_std=0.1))
-    # Any tokenizer of this size will do: words that name their numbers.
     fast = Fast(models.WordLevel({**{f"t{i}": i for i in range(50256)}, "<|endoftext|>": 50256}, unk_token="t0"))
     fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast.add_special_tokens(["<|endoftext|>"])
+    return Tokenizer(fast, "<|endoftext|>")
+
+
+def prepare(name: str, root: Path) -> tuple[Path, list[str]]:
+    """Writes the random model for all; its folder and who can run it."""
+    import torch
+
+    import gptstar
+    from gptstar.configuration import preset
+
+    torch.manual_seed(0)
+    model = gptstar.GPT(preset(name, vocab_size=50257, init_std=0.1))
     folder = root / name / "model"
     folder.parent.mkdir()
-    gptstar.export(model, Tokenizer(fast, "<|endoftext|>"), folder)
+    gptstar.export(model, number_tokenizer(), folder)
     n_parameter = sum(p.numel() for p in model.parameters())
     (folder / "size.json").write_text(json.dumps({"parameters": n_parameter}))
     names = ["ours-fp32", "ours-fp32-eager", "ours-int8", "ours-int8-eager", "ours-int4", "transformers"]

@@ -20,6 +20,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from decode import number_tokenizer
+
 from gptstar.allocator import keep_freed_memory
 
 KINDS = ("fp32", "bf16", "int8", "int4")
@@ -69,19 +71,13 @@ def worker(folder: str, kind: str) -> None:
 def memory(model_name: str) -> dict[str, dict]:
     """{kind: its figures}"""
     import torch
-    from tokenizers import Tokenizer as Fast
-    from tokenizers import models, pre_tokenizers
 
     import gptstar
     from gptstar.configuration import preset
-    from gptstar.data.tokenizer import Tokenizer
     from gptstar.model.config import ModelConfig
     from gptstar.pretrained.native import save_weights
 
-    fast = Fast(models.WordLevel({**{f"t{i}": i for i in range(50256)}, "<|endoftext|>": 50256}, unk_token="t0"))
-    fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast.add_special_tokens(["<|endoftext|>"])
-    tokenizer, found = Tokenizer(fast, "<|endoftext|>"), {}
+    tokenizer, found = number_tokenizer(), {}
     with tempfile.TemporaryDirectory() as root:
         torch.manual_seed(0)
         tiny = ModelConfig(vocab_size=50257, d_model=64, n_head=1, n_layer=1)

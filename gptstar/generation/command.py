@@ -48,7 +48,7 @@ class SampleConfig(SamplingSettings):
                  guesses that the model checks several at a time. In fp32 the text is the same; in half precision
                  rounding may decide otherwise between two tokens that are nearly as likely
     n_draft      tokens guessed at a time, at most
-    compile      half a minute at the start, and then about twice as fast on a CPU
+    compile      takes a while at the start, and then less time a token
     """
 
     checkpoint: str = "???"  # must be given

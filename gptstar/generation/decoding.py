@@ -43,8 +43,8 @@ class Decoder:
     """Logits after one more token of each row, over a cache that `GPT.new_cache` or `new_rows_cache` made.
 
     draft: what guesses tokens ahead where one sequence is decoded (`speculation.py`); None: nothing.
-    compiled: about half a minute the first time (torch keeps what it made on disk), and then, on a CPU, half the time
-    a token. The numbers are the same but for rounding.
+    compiled: takes a while the first time (torch keeps what it made on disk), and then less time a token. The numbers
+    are the same but for rounding.
     """
 
     def __init__(self, model: GPT, compiled: bool = False, draft: Draft | None = None) -> None:

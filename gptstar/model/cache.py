@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from types import MappingProxyType
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -113,16 +113,8 @@ class RowsCache(KeyValueCache):
     lengths: how many tokens each row holds; `length` is not used.
     """
 
-    def __init__(
-        self,
-        layout: dict[str, tuple[int, int]],
-        n_layer: int,
-        batch: int,
-        capacity: int,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        super().__init__(layout, n_layer, batch, capacity, device, dtype)
+    def __init__(self, layout: dict[str, tuple[int, int]], n_layer: int, batch: int, *more: Any) -> None:
+        super().__init__(layout, n_layer, batch, *more)
         self.lengths = [0] * batch
         self.n_active = 0
 
