@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, library
 from torch.overrides import TorchFunctionMode
 
+from gptstar import matvec
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import UserError
 from gptstar.fast_linear import fast_linear
@@ -209,6 +210,8 @@ class _Products(TorchFunctionMode):
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if x.device.type != "cpu":
         return F.linear(x, weight, bias)
+    if x.dtype == torch.bfloat16 and matvec.takes(x, weight, bias):
+        return torch.ops.gptstar.matvec(x, weight, bias)
     if x.numel() == x.shape[-1]:  # a loop over the rows of the matrix, each read once
         wide = torch.promote_types(x.dtype, torch.float32)
         y = (x.flatten().to(wide) * weight.to(wide)).sum(-1).to(x.dtype).view(*x.shape[:-1], -1)

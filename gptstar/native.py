@@ -1,0 +1,65 @@
+"""C++ of our own, compiled for the processor at hand the first time it is needed and kept on disk.
+
+There is little of it, and nothing depends on it: where there is no compiler, torch does the same more slowly.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-std=c++17", "-shared", "-fPIC")
+
+
+def compiled(source: Path) -> ctypes.CDLL | None:
+    """The shared library made of a file, seconds after the first call on a machine; None where that fails.
+
+    It is kept in `$XDG_CACHE_HOME/gptstar`, ~/.cache/gptstar by default, under a name that covers the text, the
+    compiler and the processor. OpenMP calls go to the library that torch has loaded, so there is one set of threads.
+    """
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        return None
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gptstar"
+    try:
+        command = [*compiler.split(), *FLAGS, *_wide(), str(source)]
+        made_of = [source.read_text(), *command[:-1], _version(compiler), *_processor()]
+        target = folder / f"{source.stem}-{hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]}.so"
+        if not target.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as apart:  # two processes may compile at the same time
+                output = Path(apart) / "library.so"
+                subprocess.run([*command, "-o", str(output)], check=True, capture_output=True, timeout=120)
+                os.replace(output, target)
+        return ctypes.CDLL(str(target))
+    except (OSError, subprocess.SubprocessError):  # a compiler that knows no OpenMP, a folder that cannot be written
+        return None
+
+
+@cache
+def _processor() -> tuple[str, ...]:
+    """What -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return (platform.machine(), platform.processor())
+    return tuple(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}))
+
+
+@cache
+def _version(compiler: str) -> str:
+    return subprocess.run(
+        [*compiler.split(), "--version"], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+
+
+def _wide() -> tuple[str, ...]:
+    """gcc uses half of a 512-bit register unless it is told otherwise."""
+    return ("-mprefer-vector-width=512",) if any("avx512f" in line for line in _processor()) else ()
