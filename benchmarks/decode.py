@@ -6,8 +6,8 @@ Every contestant is a process of its own, and all take turns: a turn is a greedy
 1 + --tokens tokens less one by 1 token, so that reading the prompt is not counted, through the public functions
 (`generate_detailed` for one row, the engine for eight; transformers' `generate`; CTranslate2's `generate_batch`).
 Weights are random and the same. The limit is measured in the same rounds: how fast a matrix as large as the model's
-weights is multiplied with a vector, so limit = bytes a second / bytes of weights. At batch 1 every token reads all
-weights once, and no program can be faster.
+weights is multiplied with a vector, so limit = bytes a second / bytes of weights: at batch 1 every token reads all
+weights once. Beside it stands what merely adding up the same numbers reads, which no program can exceed by much.
 CTranslate2 has no GPT* architecture; transformers runs it through the modelling file of our export.
 Medians over the rounds with their range; ratios last.
 """
@@ -45,12 +45,15 @@ def worker(name: str, folder: Path) -> None:
         product = torch.compile(lambda w, x: (w * x).sum(-1))
 
         def limit(request: dict) -> dict:
-            times = []
-            for _ in range(8):
-                start = time.perf_counter()
-                product(matrix, vector)
-                times.append(time.perf_counter() - start)
-            return {"bytes_per_second": matrix.numel() * 4 / statistics.median(times)}
+            found = {}
+            for name, run in (("product", lambda: product(matrix, vector)), ("sum", lambda: matrix.sum())):
+                times = []
+                for _ in range(8):
+                    start = time.perf_counter()
+                    run()
+                    times.append(time.perf_counter() - start)
+                found[name] = matrix.numel() * 4 / statistics.median(times)
+            return found
 
         limit({})
         serve(limit)
@@ -187,10 +190,11 @@ def race(model: str, options: argparse.Namespace) -> dict:
         all_of_them = {name: Contestant(__file__, name, str(folder)) for name in (*names, "limit")}
         speeds: dict[str, dict[str, list[float]]] = {}
         first: dict[str, list[int]] = {}
-        bandwidth: list[float] = []
+        bandwidth: dict[str, list[float]] = {"product": [], "sum": []}
         for number in range(options.rounds + 1):
             if number:  # the first round warms up
-                bandwidth.append(all_of_them["limit"].turn()["bytes_per_second"])
+                for way, rate in all_of_them["limit"].turn().items():
+                    bandwidth[way].append(rate)
             for name in names:
                 for rows in options.rows:
                     first_alone = all_of_them[name].turn({"rows": rows, "tokens": 1})
@@ -212,10 +216,11 @@ def race(model: str, options: argparse.Namespace) -> dict:
 def report(model: str, found: dict) -> dict:
     """Prints a model's table; its ratios."""
     middle = statistics.median
-    bandwidth, size = middle(found["bytes_per_second"]), found["parameters"]
-    limits = {kind: bandwidth / (size * width) for kind, width in (("fp32", 4), ("int8", 1))}
-    spread = f"{min(found['bytes_per_second']) / 1e9:.1f} - {max(found['bytes_per_second']) / 1e9:.1f}"
-    print(f"\n{model}: {size:,} parameters; memory {bandwidth / 1e9:.1f} GB/s ({spread})")
+    memory, size = found["bytes_per_second"], found["parameters"]
+    limits = {kind: middle(memory["product"]) / (size * width) for kind, width in (("fp32", 4), ("int8", 1))}
+    print(f"\n{model}: {size:,} parameters")
+    for way, rates in memory.items():
+        print(f"  memory, {way}: {middle(rates) / 1e9:.1f} GB/s ({min(rates) / 1e9:.1f} - {max(rates) / 1e9:.1f})")
     print(f"limit at batch 1: fp32 {limits['fp32']:.1f}, int8 {limits['int8']:.1f} tokens/s")
     measured = found["tokens_per_second"]
     speeds = {name: {rows: middle(rates) for rows, rates in of.items()} for name, of in measured.items()}
@@ -223,10 +228,11 @@ def report(model: str, found: dict) -> dict:
         cells = [f"batch {rows} {middle(v):7.1f} ({min(v):.1f} - {max(v):.1f})" for rows, v in of.items()]
         print(f"  {name:20} " + "   ".join(cells))
     # A ratio of the same round's figures: the machine's memory may be slower in one round than in another.
-    share = [
-        rate / (b / (4 * size)) for rate, b in zip(measured["ours-fp32"]["1"], found["bytes_per_second"], strict=True)
-    ]
-    ratios = {"fp32 / limit": middle(share), "int8 / int8 limit": speeds["ours-int8"]["1"] / limits["int8"]}
+    ratios = {}
+    for name, way in (("fp32 / limit", "product"), ("fp32 / adding up", "sum")):
+        pairs = zip(measured["ours-fp32"]["1"], memory[way], strict=True)
+        ratios[name] = middle([rate / (b / (4 * size)) for rate, b in pairs])
+    ratios["int8 / int8 limit"] = speeds["ours-int8"]["1"] / limits["int8"]
     for rows in speeds["ours-fp32"]:
         ratios[f"fp32 / transformers, batch {rows}"] = speeds["ours-fp32"][rows] / speeds["transformers"][rows]
         if "ctranslate2-int8" in speeds:
