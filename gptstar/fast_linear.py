@@ -32,7 +32,7 @@ class _Fastest(TorchFunctionMode):
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if matvec.takes(input, weight, bias):
-        return matvec.matvec(input, weight, bias)
+        return torch.ops.gptstar.matvec(input, weight, bias)
     one_dnn = input.dtype == torch.float32 and one_dnn_is_faster()
     return (_one_dnn_linear if one_dnn else F.linear)(input, weight, bias)
 

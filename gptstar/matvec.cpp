@@ -5,9 +5,13 @@
 
 #include <cstdint>
 #include <cstring>
+#include <optional>
 #include <vector>
 
 #include <omp.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
 
 namespace {
 
@@ -92,30 +96,51 @@ void each_row(int64_t N, int64_t K, Row row) {
   }
 }
 
-template <typename Weight>
-void product(const Weight* w, const float* x, const float* bias, float* y, int64_t N, int64_t K) {
-  each_row(N, K, [=](int64_t n) { y[n] = dot(w + n * K, x, K) + (bias ? bias[n] : 0); });
+using torch::stable::Tensor;
+
+Tensor result(const Tensor& x, int64_t N) {
+  std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
+  shape.back() = N;
+  return torch::stable::new_empty(x, shape);
 }
 
-}  // namespace
-
-extern "C" {
-
-void matvec_float32(const float* w, const float* x, const float* bias, float* y, int64_t N, int64_t K) {
-  product(w, x, bias, y, N, K);
+uint16_t rounded(float x) {  // to bfloat16, halves to even
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return x != x ? 0x7fc0 : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-void matvec_bfloat16(const uint16_t* w, const float* x, const float* bias, float* y, int64_t N, int64_t K) {
-  product(w, x, bias, y, N, K);
+// x @ weight.T + bias for x (..., K) of one row; all of them float32 or bfloat16, contiguous.
+Tensor matvec(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+  int64_t N = weight.size(0), K = weight.size(1);
+  Tensor y = result(x, N);
+  if (x.scalar_type() == torch::headeronly::ScalarType::Float) {
+    auto w = static_cast<const float*>(weight.data_ptr()), from = static_cast<const float*>(x.data_ptr());
+    auto plus = bias ? static_cast<const float*>(bias->data_ptr()) : nullptr;
+    auto to = static_cast<float*>(y.data_ptr());
+    each_row(N, K, [=](int64_t n) { to[n] = dot(w + n * K, from, K) + (plus ? plus[n] : 0); });
+  } else {
+    auto w = static_cast<const uint16_t*>(weight.data_ptr()), narrow = static_cast<const uint16_t*>(x.data_ptr());
+    auto plus = bias ? static_cast<const uint16_t*>(bias->data_ptr()) : nullptr;
+    auto to = static_cast<uint16_t*>(y.data_ptr());
+    std::vector<float> wide(K);
+    for (int64_t k = 0; k < K; k++) wide[k] = number(narrow[k]);
+    const float* from = wide.data();
+    each_row(N, K, [=](int64_t n) { to[n] = rounded(dot(w + n * K, from, K) + (plus ? number(plus[n]) : 0)); });
+  }
+  return y;
 }
 
 // What Int8Matrix does for one row, to the last bit: x in 8 bits with a scale of its own, then the matrix's scales.
-void matvec_int8(const int8_t* w, const float* scale, const float* x, float* y, int64_t N, int64_t K) {
+Tensor matvec_int8(const Tensor& x, const Tensor& matrix, const Tensor& scales) {
+  int64_t N = matrix.size(0), K = matrix.size(1);
+  auto from = static_cast<const float*>(x.data_ptr()), scale = static_cast<const float*>(scales.data_ptr());
+  auto w = static_cast<const int8_t*>(matrix.data_ptr());
   float largest = 1e-30f;
   int broken = 0;
 #pragma omp simd reduction(max : largest) reduction(| : broken)
   for (int64_t k = 0; k < K; k++) {
-    float size = x[k] < 0 ? -x[k] : x[k];
+    float size = from[k] < 0 ? -from[k] : from[k];
     largest = size > largest ? size : largest;
     broken |= !(size <= __FLT_MAX__);
   }
@@ -123,8 +148,21 @@ void matvec_int8(const int8_t* w, const float* scale, const float* x, float* y, 
   std::vector<int8_t> codes(K);
   int8_t* code = codes.data();
 #pragma omp simd
-  for (int64_t k = 0; k < K; k++) code[k] = int8_t(__builtin_nearbyintf(x[k] / x_scale));
-  each_row(N, K, [=](int64_t n) { y[n] = float(dot(w + n * K, code, K)) * x_scale * scale[n]; });
+  for (int64_t k = 0; k < K; k++) code[k] = int8_t(__builtin_nearbyintf(from[k] / x_scale));
+  Tensor y = result(x, N);
+  auto to = static_cast<float*>(y.data_ptr());
+  each_row(N, K, [=](int64_t n) { to[n] = float(dot(w + n * K, code, K)) * x_scale * scale[n]; });
+  return y;
 }
 
-}  // extern "C"
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(gptstar, library) {
+  library.def("matvec(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor");
+  library.def("matvec_int8(Tensor x, Tensor codes, Tensor scale) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(gptstar, CPU, library) {
+  library.impl("matvec", TORCH_BOX(&matvec));
+  library.impl("matvec_int8", TORCH_BOX(&matvec_int8));
+}

@@ -1,11 +1,10 @@
-"""C++ of our own, compiled for the processor at hand the first time it is needed and kept on disk.
+"""Operators of our own in C++, compiled for the processor at hand the first time they are needed and kept on disk.
 
-There is little of it, and nothing depends on it: where there is no compiler, torch does the same more slowly.
+There are few of them, and nothing depends on them: where there is no compiler, torch does the same more slowly.
 """
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 import platform
@@ -15,22 +14,25 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-FLAGS = ("-O3", "-march=native", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-std=c++17", "-shared", "-fPIC")
+import torch
+
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-std=c++20", "-shared", "-fPIC")
 
 
-def compiled(source: Path) -> ctypes.CDLL | None:
-    """The shared library made of a file, seconds after the first call on a machine; None where that fails.
+def load_operators(source: Path) -> bool:
+    """Registers with torch what a C++ file defines, seconds after the first call on a machine; whether that worked.
 
-    It is kept in `$XDG_CACHE_HOME/gptstar`, ~/.cache/gptstar by default, under a name that covers the text, the
-    compiler and the processor. OpenMP calls go to the library that torch has loaded, so there is one set of threads.
+    The library is kept in `$XDG_CACHE_HOME/gptstar`, ~/.cache/gptstar by default, under a name that covers the text,
+    the compiler, torch's version and the processor. Its OpenMP calls go to the library that torch has loaded, so there
+    is one set of threads.
     """
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
-        return None
+        return False
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gptstar"
     try:
-        command = [*compiler.split(), *FLAGS, *_wide(), str(source)]
-        made_of = [source.read_text(), *command[:-1], _version(compiler), *_processor()]
+        command = [*compiler.split(), *FLAGS, *_wide(), str(source), *_with_torch()]
+        made_of = [source.read_text(), FLAGS, torch.__version__, _version(compiler), *_processor()]
         target = folder / f"{source.stem}-{hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]}.so"
         if not target.exists():
             folder.mkdir(parents=True, exist_ok=True)
@@ -38,9 +40,17 @@ def compiled(source: Path) -> ctypes.CDLL | None:
                 output = Path(apart) / "library.so"
                 subprocess.run([*command, "-o", str(output)], check=True, capture_output=True, timeout=120)
                 os.replace(output, target)
-        return ctypes.CDLL(str(target))
+        torch.ops.load_library(str(target))
     except (OSError, subprocess.SubprocessError):  # a compiler that knows no OpenMP, a folder that cannot be written
-        return None
+        return False
+    return True
+
+
+def _with_torch() -> list[str]:
+    """Its headers and libraries."""
+    root = Path(torch.__file__).parent
+    includes = [f"-isystem{root / 'include' / part}" for part in ("", "torch/csrc/api/include")]
+    return [*includes, f"-L{root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
 
 
 @cache

@@ -59,16 +59,11 @@ class Int8Matrix(nn.Module):
         """x @ W.T, (..., K) -> (..., N), in the dtype of x."""
         if x.device.type != "cpu" or not self.integers:
             return F.linear(x, self.dense(x.dtype))
-        one_row, compiling = x.numel() == x.shape[-1], torch.compiler.is_compiling()
-        if one_row and not compiling and matvec.takes_int8(x, self.codes):
-            return matvec.matvec_int8(x, self.codes, self.scale)
+        if matvec.takes_int8(x, self.codes):
+            return torch.ops.gptstar.matvec_int8(x.float().contiguous(), self.codes, self.scale).to(x.dtype)
         flat = x.reshape(-1, x.shape[-1]).float()
         scale = quantization_scale(flat)
-        whole = (flat / scale).round()
-        if one_row and compiling:  # one loop over the codes; what it sums is exact up to 2 ** 24, then rounded
-            product = (self.codes.float() * whole).sum(-1)
-        else:
-            product = torch._int_mm(whole.to(torch.int8), self.codes.t())
+        product = torch._int_mm((flat / scale).round().to(torch.int8), self.codes.t())
         return (product * scale * self.scale).to(x.dtype).view(*x.shape[:-1], -1)
 
 
