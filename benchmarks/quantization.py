@@ -56,6 +56,7 @@ def worker(folder: str, kind: str) -> None:
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the tiny models left, the large one must not have for nothing
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before = resident("VmRSS")
+    del tokenizer  # the large model brings the same again
     model, tokenizer = gptstar.load(folder + "/model", dtype=kind)
     weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     context = model.config.context

@@ -28,7 +28,8 @@ from gptstar.generation.draft import Draft
 from gptstar.model.cache import KeyValueCache
 from gptstar.model.transformer import GPT
 
-PIECE = 512  # tokens of a prompt that are read at a time: what a layer makes of them all could be gigabytes
+# Tokens of a prompt that are read at a time: what a layer makes of them takes memory, and more are hardly faster.
+PIECE, GPU_PIECE = 128, 512
 PAGE = 64  # keys are shown to a compiled step in multiples of it, so that shapes seldom change
 GPU_PAGE = 256  # each is a recording of its own there
 
@@ -96,7 +97,7 @@ class Decoder:
     def read(self, tokens_BT: Tensor, cache: KeyValueCache) -> Tensor:
         """(B, V) scores of what follows the last of tokens (B, T), which continue what the cache has seen."""
         with fast_linear(self.model.device, self.model.dtype):
-            for piece_BT in tokens_BT.split(PIECE, 1):
+            for piece_BT in tokens_BT.split(GPU_PIECE if self.recorded else PIECE, 1):
                 hidden_BTC = self.model.hidden(piece_BT, cache)
             return self.model.logits(hidden_BTC[:, -1])
 

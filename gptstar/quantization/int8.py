@@ -63,8 +63,9 @@ class Int8Matrix(nn.Module):
             return torch.ops.gptstar.matvec_int8(x.float().contiguous(), self.codes, self.scale).to(x.dtype)
         flat = x.reshape(-1, x.shape[-1]).float()
         scale = quantization_scale(flat)
-        product = torch._int_mm((flat / scale).round().to(torch.int8), self.codes.t())
-        return (product * scale * self.scale).to(x.dtype).view(*x.shape[:-1], -1)
+        product = torch._int_mm((flat / scale).round_().to(torch.int8), self.codes.t())
+        # In place: what a long prompt makes in between can be larger than a layer's weights.
+        return product.float().mul_(scale).mul_(self.scale).to(x.dtype).view(*x.shape[:-1], -1)
 
 
 def keeping_dtype(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -63,7 +63,7 @@ class QuantizedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.matrix(x)
-        return y if self.bias is None else y + self.bias
+        return y if self.bias is None else y.add_(self.bias)
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -89,11 +89,13 @@ class QuantizedFused(FusedLinear):
     def forward(self, x: Tensor) -> Tensor:
         if self.join == "inputs":
             first, *others = self._terms(x.split(self.widths, -1))
-            y = sum(others, first)
+            y = first
+            for term in others:
+                y = y.add_(term)
         else:
             y = self.matrices[0](x)
         bias = self._whole_bias()
-        return y if bias is None else y + bias
+        return y if bias is None else y.add_(bias)
 
     def apart(self, xs: Sequence[Tensor]) -> list[Tensor]:
         biases = self._bias_views()
@@ -139,7 +141,7 @@ class QuantizedTable(TokenTable):
 
     def scores(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
         y = self.matrix(hidden)
-        return y if bias is None else y + bias
+        return y if bias is None else y.add_(bias)
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}"
