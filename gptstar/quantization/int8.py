@@ -2,7 +2,8 @@
 
 Products are in 8 bits too where the processor does that fast (W8A8; Dettmers et al., "LLM.int8()", arXiv:2208.07339,
 without its outlier columns): every row of the input gets a scale of its own as it comes, integers are multiplied
-exactly, and the scales follow. So a row's result does not depend on the rows beside it, to the last bit.
+exactly, and the scales follow. So a row's result does not depend on the rows beside it, to the last bit (but for a
+compiled step of one row, whose sums beyond 2 ** 24 are rounded).
 """
 
 from __future__ import annotations
@@ -59,11 +60,16 @@ class Int8Matrix(nn.Module):
         """x @ W.T, (..., K) -> (..., N), in the dtype of x."""
         if x.device.type != "cpu" or not self.integers:
             return F.linear(x, self.dense(x.dtype))
-        if matvec.takes_int8(x, self.codes):
+        one_row, compiling = x.numel() == x.shape[-1], torch.compiler.is_compiling()
+        if not compiling and matvec.takes_int8(x, self.codes):
             return torch.ops.gptstar.matvec_int8(x.float().contiguous(), self.codes, self.scale).to(x.dtype)
         flat = x.reshape(-1, x.shape[-1]).float()
         scale = quantization_scale(flat)
-        product = torch._int_mm((flat / scale).round_().to(torch.int8), self.codes.t())
+        whole = (flat / scale).round_()
+        if one_row and compiling:  # one loop over the codes; its sums are exact up to 2 ** 24, then rounded
+            product = (self.codes.float() * whole).sum(-1)[None]
+        else:
+            product = torch._int_mm(whole.to(torch.int8), self.codes.t())
         # In place: what a long prompt makes in between can be larger than a layer's weights.
         return product.float().mul_(scale).mul_(self.scale).to(x.dtype).view(*x.shape[:-1], -1)
 
