@@ -30,6 +30,12 @@ if __name__ == "__main__":
             sys.exit(EXIT_INTERRUPTED)
         here = os.path.relpath(sys.executable)
         python = here if not here.startswith("..") else "python"
+        if outcome.suggested_lr is not None:
+            told = [argument for argument in sys.argv[1:] if "lr_range" not in argument and "run_dir" not in argument]
+            print(
+                f"\ntry next\n  {shlex.join([python, 'train.py', *told, f'optimizer.lr={outcome.suggested_lr:.1e}'])}"
+            )
+            return
         budget = "max_steps" if config.trainer.max_steps else "max_tokens"
         print(
             f"""

@@ -72,6 +72,12 @@ def window_count(n_token: int, length: int) -> int:
     return max(0, (n_token - 1) // length)
 
 
+def document_numbers(tokens_BT: Tensor, eot_id: int) -> Tensor:
+    """Which document of its row each token belongs to, int64 (B, T), from 0; an end-of-text token ends its own."""
+    ends_BT = (tokens_BT == eot_id).long()
+    return ends_BT.cumsum(1) - ends_BT
+
+
 def read_windows(stream: TokenStream, windows: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
     """Inputs and next-token targets of some windows, two int64 tensors (len(windows), length)."""
     rows = torch.from_numpy(np.stack([stream.read(int(w) * length, length + 1) for w in windows]))

@@ -32,6 +32,7 @@ class DataConfig:
     clean                none, or ftfy: repair mojibake and normalise characters
     validation_fraction  share of the documents held out, chosen by a hash of their text, so that a document stays
                          on its side when the corpus grows and exact duplicates never straddle the split
+    document_mask        whether attention stays within a document where several share a sequence
     shard_tokens         tokens in one shard file
     cache_dir            where prepared corpora are kept
     """
@@ -47,6 +48,7 @@ class DataConfig:
     text_field: str = "text"
     clean: str = "none"
     validation_fraction: float = 0.05
+    document_mask: bool = False
     shard_tokens: int = 100_000_000
     cache_dir: str = "~/.cache/gptstar"
 

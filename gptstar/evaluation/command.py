@@ -135,14 +135,14 @@ def _load_tasks(config: EvaluateConfig) -> list[LoadedTask]:
 
 
 def _held_out_job(config: EvaluateConfig, model: GPT, tokenizer: Tokenizer) -> Job:
-    stream, length = open_held_out(config.checkpoint, model, tokenizer, config.max_length)
+    stream, length, loss = open_held_out(config.checkpoint, model, tokenizer, config.max_length)
     device = model.device
     batch = 8 if config.batch_tokens == "auto" else max(1, token_budget(config.batch_tokens, model) // length)
     precision = pick_precision("auto", device) if config.dtype == "auto" else "fp32"  # auto: as in training
 
     def job() -> list[dict]:
         start = time.perf_counter()
-        found = held_out_loss(model, stream, length, batch, device, precision)
+        found = held_out_loss(loss, stream, length, batch, device, precision)
         values = {"loss": found.loss, "bits_per_byte": found.bits_per_byte}
         metrics = {name: {"value": value, "stderr": None, "higher_is_better": False} for name, value in values.items()}
         row = {"task": HELD_OUT, "metrics": metrics, "tokens": found.tokens, "max_length": length}

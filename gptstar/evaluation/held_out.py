@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptstar.data.batches import read_windows, window_count
+from gptstar.data.batches import document_numbers, read_windows, window_count
 from gptstar.data.corpora import DataConfig
 from gptstar.data.prepare import prepare
 from gptstar.data.shards import TokenStream
@@ -33,6 +33,17 @@ class HeldOutLoss:
     loss: float
     bits_per_byte: float
     tokens: int
+
+
+def loss_within_documents(model: GPT, eot_id: int | None) -> Callable[[Tensor, Tensor], Tensor]:
+    """`model(inputs, targets)` whose attention stays within documents that `eot_id` ends; None: the model itself."""
+    if eot_id is None:
+        return model
+
+    def loss(inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        return model(inputs_BT, targets_BT, document_BT=document_numbers(inputs_BT, eot_id))
+
+    return loss
 
 
 @torch.no_grad()
@@ -63,8 +74,11 @@ def held_out_loss(
     return HeldOutLoss(loss, loss / math.log(2) * tokens_per_byte, n_window * length)
 
 
-def open_held_out(checkpoint: str, model: GPT, tokenizer: Tokenizer, length: int | None) -> tuple[TokenStream, int]:
-    """The validation split of the run that a checkpoint comes from, and the length of the windows to read it in.
+def open_held_out(
+    checkpoint: str, model: GPT, tokenizer: Tokenizer, length: int | None
+) -> tuple[TokenStream, int, Callable[[Tensor, Tensor], Tensor]]:
+    """The validation split of the run that a checkpoint comes from, the length of the windows to read it in, and what
+    gives their loss as in training.
 
     length: what is wanted; None: as in training. Raises UserError for what is no run, whose corpus or tokenizer has
     changed, and for a length that the model or the split is too short for.
@@ -74,7 +88,8 @@ def open_held_out(checkpoint: str, model: GPT, tokenizer: Tokenizer, length: int
     length = context_length(model, length or run["trainer"]["sequence_length"])
     settings = TokenizerConfig(**run["tokenizer"])
     given = tokenizer if settings.source == "init_from" else None
-    corpus = prepare(DataConfig(**run["data"]), settings, given=given)
+    data = DataConfig(**run["data"])
+    corpus = prepare(data, settings, given=given)
     if corpus.tokenizer.fingerprint() != tokenizer.fingerprint():
         raise UserError(
             f"{folder} was trained with another tokenizer than its run's configuration gives today: "
@@ -82,4 +97,4 @@ def open_held_out(checkpoint: str, model: GPT, tokenizer: Tokenizer, length: int
         )
     if window_count(len(corpus.validation), length) < 1:
         raise UserError(f"max_length={length} is longer than the {len(corpus.validation)} held-out tokens: lower it")
-    return corpus.validation, length
+    return corpus.validation, length, loss_within_documents(model, tokenizer.eot_id if data.document_mask else None)

@@ -53,11 +53,13 @@ def make_sight(
     padding_B: Tensor | None,
     dtype: torch.dtype,
     first: int = 0,
+    document_BT: Tensor | None = None,
 ) -> Sight:
     """What tokens see through `scheme` and a window.
 
     slot: where they stand among the n_key keys, (T,) where they are the last of them, (B, T) where rows differ. first:
-    the first key that is still there, where a window has left others behind.
+    the first key that is still there, where a window has left others behind. document_BT: a number for each token's
+    document, of which nothing outside is seen; positions count on, so it is for relative ones.
     A bias holds the mask, because SDPA takes a bias or a causal flag. Padding sees itself, so that no row of scores is
     empty, and nothing else sees padding.
     """
@@ -66,11 +68,13 @@ def make_sight(
     key_S = torch.arange(first, n_key, device=slot.device)
     bias = scheme.score_bias(slot, key_S, dtype)
     window = window if window < n_key else 0
-    if bias is None and not window and padding_B is None and slot.ndim == 1:
+    if bias is None and not window and padding_B is None and document_BT is None and slot.ndim == 1:
         return Sight(None, turning, position, slot, n_key, None)
     seen = visible(slot, key_S, window)
     if padding_B is not None:
         seen = seen & ((key_S >= padding_B[:, None, None]) | (key_S == slot[..., None]))
+    if document_BT is not None:
+        seen = seen & (document_BT[:, :, None] == document_BT[:, None, :])
     if bias is None:
         bias = torch.zeros((), device=slot.device, dtype=dtype)
     bias = torch.where(seen.unsqueeze(-3), bias, -torch.inf)

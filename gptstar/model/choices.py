@@ -36,6 +36,11 @@ def _known(key: str, value: str, allowed: Collection[str]) -> None:
         raise ValueError(f"model.{key}={value!r} is unknown: choose one of {', '.join(allowed)}")
 
 
+def attends_only(config: ModelConfig) -> bool:
+    """Whether attention alone mixes tokens."""
+    return [*BLOCKS[config.block].cached(config)] == ["key", "value"]
+
+
 def longest(config: ModelConfig) -> int | None:
     """The longest sequence a model can read, or None where nothing limits it."""
     limited = BLOCKS[config.block].limited or any(SCHEMES[scheme].limited for scheme in config.schemes)

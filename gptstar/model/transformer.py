@@ -6,10 +6,11 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gptstar.model.attention import Sight, make_sight
 from gptstar.model.cache import KeyValueCache, RowsCache
-from gptstar.model.choices import BLOCKS, check_choices, longest
+from gptstar.model.choices import BLOCKS, attends_only, check_choices, longest
 from gptstar.model.config import ModelConfig
 from gptstar.model.initialization import initialize
 from gptstar.model.loss import linear_cross_entropy, softcapped
@@ -36,6 +37,7 @@ class GPT(nn.Module):
         self.norm = build_norm(config.norm, config.d_model, config.norm_eps)
         self.head = None if config.tie_head else TokenTable(rows, config.d_model)
         self.head_bias = nn.Parameter(torch.empty(rows)) if config.head_bias else None
+        self.recomputed = 0  # so many layers, from the first, keep no activations for the backward pass
         self.register_load_state_dict_pre_hook(load_fused_parts)
         initialize(self, config)
 
@@ -67,7 +69,7 @@ class GPT(nn.Module):
         """
         layout = BLOCKS[self.config.block].cached(self.config)
         seen = [self.config.window(layer) for layer in range(self.config.n_layer)]
-        windows = seen if [*layout] == ["key", "value"] and not whole else []  # other blocks see everything
+        windows = seen if attends_only(self.config) and not whole else []  # other blocks see everything
         return KeyValueCache(layout, self.config.n_layer, batch, capacity, self.device, self.dtype, windows)
 
     def new_rows_cache(self, batch: int, capacity: int) -> RowsCache:
@@ -75,12 +77,20 @@ class GPT(nn.Module):
         layout = BLOCKS[self.config.block].cached(self.config)
         return RowsCache(layout, self.config.n_layer, batch, capacity, self.device, self.dtype)
 
-    def hidden(self, tokens_BT: Tensor, cache: KeyValueCache | None = None, padding_B: Tensor | None = None) -> Tensor:
+    def hidden(
+        self,
+        tokens_BT: Tensor,
+        cache: KeyValueCache | None = None,
+        padding_B: Tensor | None = None,
+        document_BT: Tensor | None = None,
+    ) -> Tensor:
         """The final norm's output, (B, T, C). With a cache the tokens continue what the cache has seen.
 
         padding_B: how many tokens at the left of each row are padding, of all the row's tokens, those in the cache
         included. Where a token is padding the output means nothing.
+        document_BT: a number for each token's document: attention stays within it. Without a cache only.
         """
+        assert document_BT is None or cache is None
         n_token, device = tokens_BT.shape[1], tokens_BT.device
         if cache is not None and not cache.make_room(n_token):  # more than layers with a window can take at once
             pieces = [self.hidden(piece, cache, padding_B) for piece in tokens_BT.split(cache.slack, 1)]
@@ -93,8 +103,13 @@ class GPT(nn.Module):
         for scheme in self._schemes().values():
             x_BTC = scheme.embed(x_BTC, position)
         x_BTC = self.embedding_norm(x_BTC)
-        for block, sight in zip(self.blocks, self._sights(x_BTC, slot, n_key, padding_B, cache), strict=True):
-            x_BTC = block(x_BTC, sight, cache)
+        recomputed = self.recomputed if torch.is_grad_enabled() and cache is None else 0
+        for layer, sight in enumerate(self._sights(x_BTC, slot, n_key, padding_B, cache, document_BT)):
+            block = self.blocks[layer]
+            if layer < recomputed:  # Chen et al., arXiv:1604.06174
+                x_BTC = checkpoint(block, x_BTC, sight, cache, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x_BTC = block(x_BTC, sight, cache)
         if cache is not None:
             cache.advance(n_token)
         return self.norm(x_BTC)
@@ -112,7 +127,13 @@ class GPT(nn.Module):
             )
 
     def _sights(
-        self, x_BTC: Tensor, slot: Tensor, n_key: int, padding_B: Tensor | None, cache: KeyValueCache | None = None
+        self,
+        x_BTC: Tensor,
+        slot: Tensor,
+        n_key: int,
+        padding_B: Tensor | None,
+        cache: KeyValueCache | None = None,
+        document_BT: Tensor | None = None,
     ) -> list[Sight]:
         """What each layer may see; layers with the same position and window share one."""
         device = x_BTC.device
@@ -125,7 +146,9 @@ class GPT(nn.Module):
         for scheme, window in keys:
             if (scheme, window) not in made:
                 first = 0 if cache is None else cache.first(window)
-                made[scheme, window] = make_sight(schemes[scheme], window, slot, n_key, padding_B, dtype, first)
+                made[scheme, window] = make_sight(
+                    schemes[scheme], window, slot, n_key, padding_B, dtype, first, document_BT
+                )
         return [made[key] for key in keys]
 
     def _schemes(self) -> dict[str, NoPosition]:
@@ -142,12 +165,14 @@ class GPT(nn.Module):
         targets_BT: Tensor | None = None,
         cache: KeyValueCache | None = None,
         padding_B: Tensor | None = None,
+        document_BT: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, T, V) for int64 tokens (B, T); with targets (B, T) the mean cross-entropy in nats instead.
 
-        cache, padding_B: see `hidden`. Raises ValueError for a sequence longer than the model or the cache can take.
+        cache, padding_B, document_BT: see `hidden`. Raises ValueError for a sequence longer than the model or the cache
+        can take.
         """
-        hidden_BTC = self.hidden(tokens_BT, cache, padding_B)
+        hidden_BTC = self.hidden(tokens_BT, cache, padding_B, document_BT)
         if targets_BT is None:
             return self.logits(hidden_BTC)
         return linear_cross_entropy(

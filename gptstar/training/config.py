@@ -8,7 +8,7 @@ from gptstar.data.corpora import DataConfig
 from gptstar.data.tokenizer import TokenizerConfig
 from gptstar.device import PRECISIONS
 from gptstar.errors import UserError
-from gptstar.model.choices import check_choices, longest
+from gptstar.model.choices import attends_only, check_choices, longest
 from gptstar.model.config import ModelConfig
 from gptstar.training.optimizers import OptimizerConfig
 from gptstar.training.schedules import ScheduleConfig
@@ -24,7 +24,9 @@ class TrainerConfig:
     precision         auto (bf16 on CUDA, fp32 elsewhere), fp32, bf16, fp16 (with loss scaling); weights stay fp32
     compile           torch.compile; null: on CUDA only
     batch_size        sequences an optimizer step
-    microbatch        sequences a forward pass; null: all of batch_size. Must divide it
+    microbatch        sequences a forward pass; null: all of batch_size; auto: what suits the device. Must divide it
+    recompute         layers, from the first, whose activations are made again in the backward pass instead of kept:
+                      less memory, up to a third more time
     sequence_length   tokens a sequence; null: model.context
     max_steps, max_tokens  the budget, in optimizer steps or in tokens: exactly one of them
     clip              gradient norm above which gradients are scaled down; 0: never
@@ -40,6 +42,7 @@ class TrainerConfig:
     keep_last         checkpoints kept, beside the one with the lowest validation loss
     nonfinite         stop, or skip: what to do at a loss or gradient that is not finite
     max_skipped       skip: how many steps may be skipped before stopping all the same
+    profile           whether the third step is taken apart: RUN/profile/profile.md and trace.json
     peak_flops        the device's matmul peak for MFU, FLOP/s; null: from a table (CUDA) or measured at the start
     """
 
@@ -49,7 +52,8 @@ class TrainerConfig:
     precision: str = "auto"
     compile: bool | None = None
     batch_size: int = 16
-    microbatch: int | None = None
+    microbatch: int | str | None = None
+    recompute: int = 0
     sequence_length: int | None = None
     max_steps: int | None = None
     max_tokens: int | None = None
@@ -66,6 +70,7 @@ class TrainerConfig:
     keep_last: int = 2
     nonfinite: str = "stop"
     max_skipped: int = 10
+    profile: bool = False
     peak_flops: float | None = None
 
     def __post_init__(self) -> None:
@@ -80,16 +85,29 @@ class TrainerConfig:
                 f"trainer.max_steps={self.max_steps} and trainer.max_tokens={self.max_tokens}: "
                 "set exactly one of them (the other to null)"
             )
-        positive = ("batch_size", "microbatch", "sequence_length", "max_steps", "max_tokens", "eval_tokens")
+        if isinstance(self.microbatch, str) and self.microbatch != "auto":
+            raise ValueError(f"trainer.microbatch={self.microbatch!r} must be a number, auto or null")
+        positive = ("batch_size", "sequence_length", "max_steps", "max_tokens", "eval_tokens")
         for key in (*positive, "keep_last", "peak_flops", "eval_tasks_limit"):
             value = getattr(self, key)
             if value is not None and value <= 0:
                 raise ValueError(f"trainer.{key}={value} must be above 0")
-        natural = ("seed", "clip", "eval_every", "eval_tasks_every", "sample_every", "checkpoint_every", "max_skipped")
+        natural = (
+            "seed",
+            "recompute",
+            "clip",
+            "eval_every",
+            "eval_tasks_every",
+            "sample_every",
+            "checkpoint_every",
+            "max_skipped",
+        )
         for key in natural:
             if getattr(self, key) < 0:
                 raise ValueError(f"trainer.{key}={getattr(self, key)} must not be negative")
-        if self.microbatch is not None and self.batch_size % self.microbatch:
+        if isinstance(self.microbatch, int) and self.microbatch <= 0:
+            raise ValueError(f"trainer.microbatch={self.microbatch} must be above 0")
+        if isinstance(self.microbatch, int) and self.batch_size % self.microbatch:
             raise ValueError(
                 f"trainer.batch_size={self.batch_size} is not a multiple of trainer.microbatch={self.microbatch}"
             )
@@ -173,6 +191,14 @@ class TrainConfig:
             raise UserError(
                 f"trainer.max_tokens={self.trainer.max_tokens} is less than one step of {self.tokens_per_step} tokens: "
                 "raise it or lower trainer.batch_size"
+            )
+        if self.data.document_mask and not attends_only(self.model):
+            raise UserError(
+                f"data.document_mask=true needs a block in which only attention mixes tokens, not {self.model.block}"
+            )
+        if self.trainer.recompute > self.model.n_layer:
+            raise UserError(
+                f"trainer.recompute={self.trainer.recompute} is more than the {self.model.n_layer} layers the model has"
             )
         if self.trainer.trainable == "adapters" and not self.model.adapter_width:
             raise UserError("trainer.trainable=adapters needs adapters in the model: set model.adapter_width, e.g. 64")

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
-from gptstar.data.batches import BatchOrder, read_windows, window_count
+from gptstar.data.batches import BatchOrder, window_count
 from gptstar.data.prepare import PreparedCorpus, prepare
 from gptstar.data.tokenizer import Tokenizer, load_tokenizer
 from gptstar.device import autocast, pick_device, pick_precision
 from gptstar.environment import describe_environment
 from gptstar.errors import UserError
-from gptstar.evaluation.held_out import HeldOutLoss, held_out_loss
+from gptstar.evaluation.held_out import HeldOutLoss, held_out_loss, loss_within_documents
 from gptstar.generation.generate import generate
 from gptstar.model.adapters import freeze_all_but_adapters
 from gptstar.model.choices import longest
@@ -29,15 +31,19 @@ from gptstar.training.checkpoint import restore_checkpoint, save_checkpoint
 from gptstar.training.config import TrainConfig, check_vocabulary
 from gptstar.training.display import Display
 from gptstar.training.downstream import load_downstream, measure_downstream
+from gptstar.training.feed import Feed
 from gptstar.training.interrupt import Interrupt
+from gptstar.training.lr_range import RangeTest
 from gptstar.training.metrics import MetricsLog, check_tracker, open_tracker, read_metrics
-from gptstar.training.optimizers import build_optimizer, set_learning_rate
+from gptstar.training.microbatch import find_microbatch
+from gptstar.training.optimizers import build_optimizer, check_optimizer, set_learning_rate
 from gptstar.training.plot import draw_loss_curve
+from gptstar.training.profile import Part, measure_bandwidth, profile_model, scaled, trace_step, write_table
 from gptstar.training.run_folder import find_start, open_run_folder
 from gptstar.training.schedules import learning_rate_factor
 from gptstar.training.start import Origin, begin_optimizer_with, begin_with, read_origin
 from gptstar.training.state import TrainState
-from gptstar.training.throughput import memory_in_use, peak_flops
+from gptstar.training.throughput import measure_matmul_peak, memory_in_use, peak_flops
 
 if TYPE_CHECKING:
     from gptstar.evaluation.tasks import LoadedTask
@@ -58,6 +64,7 @@ class Outcome:
     interrupted: str | None
     final: HeldOutLoss | None
     sample: str | None
+    suggested_lr: float | None = None  # of a learning-rate range test, which has neither of the two above
 
 
 def train(config: TrainConfig, console: Console | None = None) -> Outcome:
@@ -68,6 +75,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
     console = console or Console(quiet=True)
     config.check()
     check_tracker(config.logger)
+    check_optimizer(config.optimizer)
     device = pick_device(config.trainer.device)
     if config.tokenizer.source not in (
         "train",
@@ -88,7 +96,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
                 f"resume={config.resume} has taken {trainer.state.step} steps and the budget is {trainer.total}: "
                 "raise trainer.max_steps"
             )
-    run = open_run_folder(config, start, describe_environment(device))
+    run = open_run_folder(trainer.config, start, describe_environment(device))
     return trainer.run_to_the_end(run, Display(console, run / "train.log"))
 
 
@@ -106,7 +114,6 @@ class Trainer:
         self.config, self.corpus, self.device, self.tasks = config, corpus, device, tasks
         options = config.trainer
         self.length, self.total = config.sequence_length, config.total_steps
-        self.microbatch = options.microbatch or options.batch_size
         self.precision = pick_precision(options.precision, device)
         self.peak = options.peak_flops or peak_flops(device)
         if device.type == "cuda":
@@ -118,12 +125,21 @@ class Trainer:
         if options.trainable == "adapters":
             freeze_all_but_adapters(model)
         model = model.to(device)
+        model.recomputed = options.recompute
         scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.state = TrainState(model, build_optimizer(model, config.optimizer), scaler, corpus.key)
         if origin is not None:
             begin_optimizer_with(origin, model, self.state.optimizer)
+        self.microbatch = self._microbatch(options.microbatch)
+        if options.microbatch == "auto":  # a resumed run goes on with what was found
+            options = dataclasses.replace(options, microbatch=self.microbatch)
+            self.config = dataclasses.replace(config, trainer=options)
         compiled = options.compile if options.compile is not None else device.type == "cuda"
         self.model = torch.compile(model, dynamic=False) if compiled else model
+        self.range = RangeTest() if config.schedule.name == "exponential" else None
+        self.loss = loss_within_documents(
+            cast(GPT, self.model), corpus.tokenizer.eot_id if config.data.document_mask else None
+        )
         windows = window_count(len(corpus.train), self.length)
         self.order = BatchOrder(windows, options.batch_size, options.seed)
         n_frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
@@ -138,11 +154,20 @@ class Trainer:
         state, options, total = self.state, self.config.trainer, self.total
         self._introduce()
         self.log = self._open_log()
+        self.feed = Feed(self.corpus.train, self.order, self.length, self.device)
         try:
             with Interrupt() as interrupt, self.display.running(state.step, total):
                 self._measure_tasks(interrupt)  # those that an interruption kept from it
+                third = state.step + 2
                 while state.step < total and not interrupt.requested:
-                    self._take_step()
+                    if options.profile and state.step == third:
+                        self._profile_step()
+                    else:
+                        self._take_step()
+                    if self.range is not None:
+                        if self.range.exploded:
+                            break
+                        continue
                     last = state.step == total
                     saving = last or _due(state.step, options.checkpoint_every)
                     held_out = None
@@ -153,14 +178,37 @@ class Trainer:
                     if saving and held_out:
                         save_checkpoint(self.run, state, self.corpus.tokenizer, options.keep_last, held_out.loss)
                     self._measure_tasks(interrupt)
+                if self.range is not None and not interrupt.requested:
+                    return self._conclude(self.range)
                 if state.step < total:
                     saved = save_checkpoint(self.run, state, self.corpus.tokenizer, options.keep_last, None)
                     self.display.note(f"{interrupt.requested}: saved {saved}; resume={self.run} continues")
                     return Outcome(self.run, state.step, interrupt.requested, None, None)
             return self._finish()
         finally:
+            self.feed.close()
             self.log.close()
             self.display.close()
+
+    def _microbatch(self, wanted: int | str | None) -> int:
+        if wanted != "auto":
+            return int(wanted or self.config.trainer.batch_size)
+        model, device = self.state.model, self.device
+
+        def work(size: int) -> None:
+            tokens = torch.zeros(size, self.length, dtype=torch.int64, device=device)
+            with autocast(self.precision, device):
+                loss = model(tokens, tokens)
+            loss.backward()
+            model.zero_grad(set_to_none=True)
+
+        try:
+            return find_microbatch(work, self.config.trainer.batch_size, device)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"trainer.microbatch=auto: not even one sequence of {self.length} tokens fits {device}: "
+                "raise trainer.recompute, or shorten trainer.sequence_length"
+            ) from error
 
     def _take_step(self) -> None:
         """One optimizer step over batch_size sequences, a microbatch at a time, and its line in metrics.jsonl."""
@@ -168,12 +216,12 @@ class Trainer:
         began = time.perf_counter()
         lr = self.config.optimizer.lr * learning_rate_factor(self.config.schedule, state.step, self.total)
         set_learning_rate(state.optimizer, lr)
-        inputs, targets = read_windows(self.corpus.train, self.order.windows(state.step), self.length)
+        inputs, targets = self.feed.take(state.step)
         loss = torch.zeros((), device=self.device)
         accumulation = options.batch_size // self.microbatch
         for x, y in zip(inputs.split(self.microbatch), targets.split(self.microbatch), strict=True):
             with autocast(self.precision, self.device):
-                part = self.model(x.to(self.device), y.to(self.device)) / accumulation
+                part = self.loss(x, y) / accumulation
             state.scaler.scale(part).backward()
             loss += part.detach()
         state.scaler.unscale_(state.optimizer)
@@ -181,6 +229,8 @@ class Trainer:
         loss_value = loss.item()
         # With loss scaling an infinite gradient is normal: the scaler skips the step and lowers its scale.
         scaling = state.scaler.is_enabled() and state.scaler.get_scale() >= 1
+        if self.range is not None:
+            self.range.feed(lr, loss_value if math.isfinite(norm) or scaling else norm)
         if math.isfinite(loss_value) and (math.isfinite(norm) or scaling):
             state.scaler.step(state.optimizer)
         else:
@@ -190,6 +240,29 @@ class Trainer:
         state.step += 1
         state.tokens += inputs.numel()
         self._record(loss_value, lr, norm, inputs.numel(), time.perf_counter() - began)
+
+    def _profile_step(self) -> None:
+        """A step like any other, and where its time goes."""
+        state, config, folder = self.state, self.config, self.run / "profile"
+        folder.mkdir(exist_ok=True)
+        start = time.perf_counter()
+        inputs, targets = self.feed.take(state.step)
+        parts = {"data": Part(time.perf_counter() - start)}
+        loss = loss_within_documents(state.model, self.corpus.tokenizer.eot_id if config.data.document_mask else None)
+
+        def work(x: Tensor, y: Tensor) -> Tensor:
+            with autocast(self.precision, self.device):
+                return loss(x, y)
+
+        one = profile_model(state.model, work, inputs[: self.microbatch], targets[: self.microbatch])
+        parts |= scaled(one, config.trainer.batch_size // self.microbatch)
+        seconds, optimizer = trace_step(self._take_step, self.device, folder / "trace.json")
+        n_trained = sum(p.numel() for p in state.model.parameters() if p.requires_grad)
+        # AdamW reads weight, gradient and two moments and writes three of them.
+        parts["optimizer"] = Part(optimizer, 0.0, 28.0 * n_trained if config.optimizer.name == "adamw" else 0.0)
+        peak, bandwidth = self.peak or measure_matmul_peak(self.device), measure_bandwidth(self.device)
+        title = f"Step {state.step} of {config.model.name}, {config.tokens_per_step:,} tokens in {self.precision}"
+        self.display.note(write_table(parts, seconds, peak, bandwidth, title, folder / "profile.md"))
 
     def _record(self, loss: float, lr: float, norm: float, n_token: int, seconds: float) -> None:
         state, rate = self.state, n_token / seconds
@@ -212,6 +285,8 @@ class Trainer:
     def _nonfinite(self, loss: float, norm: float) -> None:
         """Counts a skipped step, or stops the run."""
         state, options = self.state, self.config.trainer
+        if self.range is not None:
+            return
         what = f"step {state.step + 1}: loss {loss}, gradient norm {norm}"
         if options.nonfinite == "stop" or state.skipped == options.max_skipped:
             raise self._stopped(what)
@@ -225,7 +300,7 @@ class Trainer:
 
     def _held_out_loss(self, max_tokens: int | None) -> HeldOutLoss:
         stream = self.corpus.validation
-        return held_out_loss(self.model, stream, self.length, self.microbatch, self.device, self.precision, max_tokens)
+        return held_out_loss(self.loss, stream, self.length, self.microbatch, self.device, self.precision, max_tokens)
 
     def _validate(self) -> HeldOutLoss:
         state = self.state
@@ -302,6 +377,15 @@ class Trainer:
             f"{final.loss:.4f} nats/token, {final.bits_per_byte:.4f} bits/byte on all held-out text ({run}/loss.png)"
         )
         return Outcome(run, state.step, None, final, sample)
+
+    def _conclude(self, test: RangeTest) -> Outcome:
+        """The end of a learning-rate range test."""
+        if not test.rates:
+            raise self._stopped(test.conclusion())
+        title = f"{self.config.model.name} with {self.config.optimizer.name} on {self.config.data.name}"
+        test.draw(self.run / "lr_range.png", title)
+        self.display.note(f"{test.conclusion()} ({self.run}/lr_range.png)")
+        return Outcome(self.run, self.state.step, None, None, None, test.suggested)
 
     def _introduce(self) -> None:
         config, state = self.config, self.state

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from gptstar.errors import UserError
+from gptstar.training.lion import Lion
+from gptstar.training.muon import MuonAdamW
 
 
 @dataclass
 class OptimizerConfig:
-    """AdamW (Loshchilov & Hutter, arXiv:1711.05101).
+    """What moves the weights.
 
+    name          adamw, muon (with AdamW for what is no matrix of a block), lion, adafactor or adamw_8bit
     lr            the schedule's maximum
-    betas         decay of the first and second moment
+    betas         decay of the first and second moment (adafactor has a rule of its own)
+    eps           added to AdamW's denominator
+    momentum      decay of Muon's moment
     weight_decay  for matrices; biases, norms and other vectors are never decayed
     """
 
@@ -22,6 +30,7 @@ class OptimizerConfig:
     lr: float = 6e-4
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
+    momentum: float = 0.95
     weight_decay: float = 0.1
 
     def __post_init__(self) -> None:
@@ -33,6 +42,8 @@ class OptimizerConfig:
             raise ValueError(f"optimizer.weight_decay={self.weight_decay} must not be negative")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optimizer.betas={list(self.betas)} must be two numbers in [0, 1)")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"optimizer.momentum={self.momentum} must lie in [0, 1)")
         if not self.eps > 0:
             raise ValueError(f"optimizer.eps={self.eps} must be above 0")
 
@@ -51,13 +62,51 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """torch's AdamW, fused: one pass over parameters, gradients and moments."""
+    """torch's AdamW (Loshchilov & Hutter, arXiv:1711.05101), fused: one pass over parameters, gradients and moments."""
     groups = parameter_groups(model, config.weight_decay)
-    first, second = config.betas
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(first, second), eps=config.eps, fused=True)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=_two(config), eps=config.eps, fused=True)
 
 
-OPTIMIZERS: dict[str, Callable[[nn.Module, OptimizerConfig], torch.optim.Optimizer]] = {"adamw": adamw}
+def muon(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """See `gptstar.training.muon`."""
+    decayed, plain = (group["params"] for group in parameter_groups(model, config.weight_decay))
+    settings = (config.lr, config.momentum, config.weight_decay, _two(config), config.eps)
+    return MuonAdamW(model, decayed, plain, *settings)
+
+
+def lion(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """See `gptstar.training.lion`."""
+    return Lion(parameter_groups(model, config.weight_decay), config.lr, _two(config))
+
+
+def adafactor(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """torch's Adafactor (Shazeer & Stern, arXiv:1804.04235): a row and a column of second moments a matrix.
+
+    Steps are relative to the size of a tensor, at least 1e-3.
+    """
+    return torch.optim.Adafactor(parameter_groups(model, config.weight_decay), lr=config.lr)
+
+
+def adamw_8bit(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """torchao's AdamW with moments in 8 bits (Dettmers et al., arXiv:2110.02861): a quarter of their memory."""
+    from torchao.optim import AdamW8bit
+
+    return AdamW8bit(parameter_groups(model, config.weight_decay), lr=config.lr, betas=_two(config), eps=config.eps)
+
+
+OPTIMIZERS: dict[str, Callable[[nn.Module, OptimizerConfig], torch.optim.Optimizer]] = {
+    "adamw": adamw,
+    "muon": muon,
+    "lion": lion,
+    "adafactor": adafactor,
+    "adamw_8bit": adamw_8bit,
+}
+
+
+def check_optimizer(config: OptimizerConfig) -> None:
+    """Raises UserError where the package that `optimizer.name` needs is missing."""
+    if config.name == "adamw_8bit" and find_spec("torchao") is None:
+        raise UserError("optimizer=adamw_8bit needs the torchao package: pip install 'gptstar[torchao]'")
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -68,4 +117,12 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """One rate for all groups."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        if isinstance(group["lr"], Tensor):  # torchao's, so that its compiled step serves every rate
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+
+
+def _two(config: OptimizerConfig) -> tuple[float, float]:
+    first, second = config.betas  # a list, where it comes from YAML
+    return first, second

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 class ScheduleConfig:
     """How the learning rate moves over a run of `total` steps.
 
-    name          cosine, wsd or constant
+    name          cosine, wsd, constant, or exponential: the learning-rate range test
     warmup_steps  steps of linear warm-up from 0
     final_ratio   the last learning rate as a share of the maximum
     hold_share    cosine: the last share of the run that stays at the final rate (GPT*: 0.1)
     decay_share   wsd: the last share of the run in which the rate falls linearly
+    first_ratio   exponential: the first learning rate as a share of the maximum, which is the last
     """
 
     name: str = "cosine"
@@ -26,6 +27,7 @@ class ScheduleConfig:
     final_ratio: float = 0.1
     hold_share: float = 0.0
     decay_share: float = 0.2
+    first_ratio: float = 1e-4
 
     def __post_init__(self) -> None:
         if self.name not in SCHEDULES:
@@ -35,6 +37,8 @@ class ScheduleConfig:
         for key in ("final_ratio", "hold_share", "decay_share"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"schedule.{key}={getattr(self, key)} must lie between 0 and 1")
+        if not 0 < self.first_ratio < 1:
+            raise ValueError(f"schedule.first_ratio={self.first_ratio} must lie above 0 and below 1")
 
 
 def cosine(config: ScheduleConfig, step: int, total: int) -> float:
@@ -56,10 +60,16 @@ def constant(config: ScheduleConfig, step: int, total: int) -> float:
     return 1.0
 
 
+def exponential(config: ScheduleConfig, step: int, total: int) -> float:
+    """From first_ratio to 1, every step by the same factor (Smith, arXiv:1506.01186)."""
+    return config.first_ratio ** (1 - step / max(1, total - 1))
+
+
 SCHEDULES: dict[str, Callable[[ScheduleConfig, int, int], float]] = {
     "cosine": cosine,
     "wsd": warmup_stable_decay,
     "constant": constant,
+    "exponential": exponential,
 }
 
 

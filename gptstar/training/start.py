@@ -49,11 +49,11 @@ def begin_with(origin: Origin, model: GPT) -> None:
 
 
 def begin_optimizer_with(origin: Origin, model: GPT, optimizer: torch.optim.Optimizer) -> None:
-    """Puts AdamW's moments, if the source has them, where the optimizer looks for them.
+    """Puts AdamW's moments, if the source has them, where AdamW looks for them; other optimizers begin anew.
 
     A copy of the model takes them in like weights, so that they end up fused as its parameters are.
     """
-    if origin.moments is None:
+    if origin.moments is None or not isinstance(optimizer, torch.optim.AdamW):
         return
     step = max(parts["step"] for parts in origin.moments.values())
     for kind in ("exp_avg", "exp_avg_sq"):

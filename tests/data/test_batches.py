@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptstar.data.batches import BatchOrder, permute, read_windows, window_count
+from gptstar.data.batches import BatchOrder, document_numbers, permute, read_windows, window_count
 from gptstar.data.shards import ShardWriter, TokenStream
 
 
@@ -68,3 +68,9 @@ def test_window_count_leaves_room_for_the_last_target(n_token, length):
     n = window_count(n_token, length)
     assert n * length + 1 <= n_token or n == 0
     assert (n + 1) * length + 1 > n_token
+
+
+def test_a_document_ends_with_its_end_of_text():
+    tokens = torch.tensor([[5, 0, 7, 8, 0, 0, 9], [1, 2, 3, 4, 5, 6, 7], [0, 1, 1, 1, 1, 1, 0]])
+    expected = [[0, 0, 1, 1, 1, 2, 3], [0] * 7, [0, 1, 1, 1, 1, 1, 1]]
+    assert document_numbers(tokens, 0).tolist() == expected

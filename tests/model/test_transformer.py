@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from gptstar.configuration import preset
 from gptstar.device import autocast
+from gptstar.model.choices import BLOCKS
 from gptstar.model.positions import alibi_slopes
 from gptstar.model.transformer import GPT
 from support import tiny_model
@@ -153,3 +154,39 @@ def test_a_sequence_beyond_learned_positions_is_refused():
 
 def test_alibi_reads_beyond_its_training_context():
     assert build()(torch.zeros(1, 100, dtype=torch.long)).isfinite().all()
+
+
+@pytest.mark.parametrize("block", ["sequential", "parallel_shared"])
+@pytest.mark.parametrize("position", ["alibi", "rotary", "none"])
+def test_documents_that_share_a_row_do_not_see_each_other(block, position):
+    model = build(block=block, position=position, n_layer=2)
+    first, second = torch.randint(0, 300, (1, 5)), torch.randint(0, 300, (1, 7))
+    numbers = torch.tensor([[0] * 5 + [1] * 7])
+    together = model(torch.cat((first, second), 1), document_BT=numbers)
+    apart = torch.cat((model(first), model(second)), 1)  # these positions are relative, so they need not begin anew
+    torch.testing.assert_close(together, apart, rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(model(torch.cat((first, second), 1)), apart)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_layers_that_are_recomputed_keep_nothing_and_change_nothing(block):
+    model = build(block=block, position="none", n_layer=3)
+    tokens = torch.randint(0, 300, (2, 16))
+    gradients, kept = [], []
+    for model.recomputed in (0, 2, 3):
+        saved = 0
+
+        def count(tensor):
+            nonlocal saved
+            saved += tensor.numel()
+            return tensor
+
+        model.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            loss = model(tokens, tokens.roll(-1, 1))
+        loss.backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+        kept.append(saved)
+    assert kept[0] > kept[1] > kept[2]
+    for other in gradients[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(gradients[0], other, strict=True))

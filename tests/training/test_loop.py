@@ -19,6 +19,7 @@ from gptstar.training.config import LoggerConfig, TrainConfig
 from gptstar.training.loop import NonFiniteLoss, Trainer, train
 from gptstar.training.metrics import TIMING_KEYS, read_metrics
 from gptstar.training.optimizers import OptimizerConfig
+from gptstar.training.schedules import ScheduleConfig
 from support import tiny_model, write_corpus
 
 
@@ -270,6 +271,40 @@ def test_resume_of_one_checkpoint_branches_into_a_new_run(train_config, tmp_path
     assert train(branch).step == 8
     assert steps(branch.run_dir) == steps(train_config.run_dir)
     assert sorted(p.name for p in first.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["muon", "lion", "adafactor"])
+def test_every_optimizer_goes_on_as_if_nothing_had_happened(train_config, tmp_path, name):
+    whole = dataclasses.replace(train_config, optimizer=OptimizerConfig(name=name, lr=1e-3))
+    train(whole)
+    first = Path(whole.run_dir) / "checkpoints" / "step-00000004"
+    branch = dataclasses.replace(whole, resume=str(first), run_dir=str(tmp_path / "branch"))
+    train(branch)
+    assert steps(branch.run_dir) == steps(whole.run_dir)
+
+
+def test_a_learning_rate_range_test_ends_with_a_plot_and_a_rate_to_try(train_config):
+    config = dataclasses.replace(
+        changed(train_config, max_steps=60),
+        schedule=ScheduleConfig(name="exponential", first_ratio=1e-6),
+        optimizer=OptimizerConfig(lr=100.0),
+    )
+    outcome = train(config)
+    lines = steps(config.run_dir)
+    assert outcome.step == len(lines) < 60 and outcome.final is None  # it exploded, and that is no error
+    assert 1e-4 < outcome.suggested_lr < 1
+    run = Path(config.run_dir)
+    assert (run / "lr_range.png").is_file() and "try optimizer.lr" in (run / "train.log").read_text()
+
+
+def test_a_run_within_documents_is_measured_within_them(train_config):
+    config = dataclasses.replace(train_config, data=dataclasses.replace(train_config.data, document_mask=True))
+    outcome, plain = train(config), dataclasses.replace(train_config, run_dir=train_config.run_dir + "-plain")
+    assert outcome.final.loss != train(plain).final.loss
+    (row,) = evaluate(EvaluateConfig(checkpoint=config.run_dir, tasks=["held_out"])).rows
+    assert row["metrics"]["loss"]["value"] == pytest.approx(outcome.final.loss, rel=1e-6)
+    with pytest.raises(UserError, match=r"document_mask.*gmlp"):
+        train(dataclasses.replace(config, model=tiny_model(block="gmlp", position="none")))
 
 
 def test_a_finished_run_can_be_lengthened(train_config):

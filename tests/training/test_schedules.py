@@ -36,7 +36,7 @@ def test_constant():
 
 
 @given(
-    st.sampled_from(sorted(SCHEDULES)),
+    st.sampled_from(sorted(SCHEDULES.keys() - {"exponential"})),  # which only rises: test_lr_range.py
     st.integers(1, 500),
     st.floats(0, 1),
     st.floats(0, 1),
