@@ -31,7 +31,8 @@ if __name__ == "__main__":
         here = os.path.relpath(sys.executable)
         python = here if not here.startswith("..") else "python"
         if outcome.suggested_lr is not None:
-            told = [argument for argument in sys.argv[1:] if "lr_range" not in argument and "run_dir" not in argument]
+            ours = ("experiment=lr_range", "run_dir=", "optimizer.lr=", "schedule", "trainer.max_")
+            told = [argument for argument in sys.argv[1:] if not argument.startswith(ours)]
             print(
                 f"\ntry next\n  {shlex.join([python, 'train.py', *told, f'optimizer.lr={outcome.suggested_lr:.1e}'])}"
             )
