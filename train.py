@@ -31,19 +31,20 @@ if __name__ == "__main__":
         here = os.path.relpath(sys.executable)
         python = here if not here.startswith("..") else "python"
         if outcome.suggested_lr is not None:
-            ours = ("experiment=lr_range", "run_dir=", "optimizer.lr=", "schedule", "trainer.max_")
+            budget = ("trainer.max_steps=", "trainer.max_tokens=")
+            ours = ("experiment=lr_range", "run_dir=", "resume=", "optimizer.lr=", "schedule", *budget)
             told = [argument for argument in sys.argv[1:] if not argument.startswith(ours)]
             print(
                 f"\ntry next\n  {shlex.join([python, 'train.py', *told, f'optimizer.lr={outcome.suggested_lr:.1e}'])}"
             )
             return
-        budget = "max_steps" if config.trainer.max_steps else "max_tokens"
+        limit = "max_steps" if config.trainer.max_steps else "max_tokens"
         print(
             f"""
 try next
   {python} sample.py checkpoint={outcome.run} prompt={shlex.quote(config.trainer.sample_prompt)}
   {python} evaluate.py checkpoint={outcome.run} tasks=[held_out]
-  {python} train.py resume={outcome.run} trainer.{budget}={2 * getattr(config.trainer, budget)}
+  {python} train.py resume={outcome.run} trainer.{limit}={2 * getattr(config.trainer, limit)}
   {python} train.py model=gpt2_3m trainer.sequence_length=256"""
         )
 

@@ -21,20 +21,22 @@ from gptstar.native import load_operators
 def takes(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Whether matvec does x @ weight.T + bias: one row, on a CPU, everything contiguous, fp32 or bf16."""
     return (
-        x.numel() == x.shape[-1]
+        x.numel() == x.shape[-1] > 0
+        and weight.shape[1:] == x.shape[-1:]
         and x.device.type == weight.device.type == "cpu"
         and weight.dtype in (torch.float32, torch.bfloat16)
         and x.dtype == weight.dtype
         and x.is_contiguous()
         and weight.is_contiguous()
-        and (bias is None or (bias.dtype == x.dtype and bias.is_contiguous()))
+        and (bias is None or (bias.dtype == x.dtype and bias.shape == weight.shape[:1] and bias.is_contiguous()))
         and available()
     )
 
 
 def takes_int8(x: Tensor, codes: Tensor) -> bool:
     """Whether matvec_int8 does Int8Matrix's product, once x is fp32 and contiguous."""
-    return x.numel() == x.shape[-1] and x.device.type == codes.device.type == "cpu" and available()
+    one_row = x.numel() == x.shape[-1] == codes.shape[1] > 0
+    return one_row and x.device.type == codes.device.type == "cpu" and available()
 
 
 @torch.compiler.assume_constant_result

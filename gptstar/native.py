@@ -23,25 +23,31 @@ def load_operators(source: Path) -> bool:
     """Registers with torch what a C++ file defines, seconds after the first call on a machine; whether that worked.
 
     The library is kept in `$XDG_CACHE_HOME/gptstar`, ~/.cache/gptstar by default, under a name that covers the text,
-    the compiler, torch's version and the processor. Its OpenMP calls go to the library that torch has loaded, so there
-    is one set of threads.
+    the compiler, torch's version and the processor. What g++ compiles calls the OpenMP library that torch has loaded,
+    so there is one set of threads.
     """
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         return False
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gptstar"
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gptstar"
         command = [*compiler.split(), *FLAGS, *_wide(), str(source), *_with_torch()]
         made_of = [source.read_text(), FLAGS, torch.__version__, _version(compiler), *_processor()]
         target = folder / f"{source.stem}-{hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]}.so"
-        if not target.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder) as apart:  # two processes may compile at the same time
-                output = Path(apart) / "library.so"
-                subprocess.run([*command, "-o", str(output)], check=True, capture_output=True, timeout=120)
-                os.replace(output, target)
+        if target.exists():
+            try:
+                torch.ops.load_library(str(target))
+                return True
+            except OSError:  # damaged, by a power cut say: made again
+                target.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as apart:  # two processes may compile at the same time
+            output = Path(apart) / "library.so"
+            subprocess.run([*command, "-o", str(output)], check=True, capture_output=True, timeout=120)
+            os.replace(output, target)
         torch.ops.load_library(str(target))
-    except (OSError, subprocess.SubprocessError):  # a compiler that knows no OpenMP, a folder that cannot be written
+    # A compiler that knows no OpenMP, a folder that cannot be written, no home.
+    except (OSError, RuntimeError, subprocess.SubprocessError):
         return False
     return True
 

@@ -77,6 +77,8 @@ def test_one_row_takes_it_and_nothing_else(monkeypatch):
         F.linear(torch.randn(1, 70), w.t())  # not contiguous
         F.linear(torch.randn(1, 80)[:, ::2], w)
         F.linear(torch.randn(1, 40).double(), w.double())
+        with pytest.raises(RuntimeError):  # torch's own; nothing is read out of bounds
+            F.linear(torch.randn(1, 20), w)
     with fast_linear(w.device, w.dtype):
         F.linear(torch.randn(1, 40), w.requires_grad_()).sum().backward()
     assert len(called) == 3 and w.grad is not None
@@ -91,6 +93,19 @@ def test_without_a_compiler_torch_does_it(monkeypatch, tmp_path):
     changed = made.stat().st_mtime_ns
     assert native.load_operators(source)
     assert made.stat().st_mtime_ns == changed  # not again
+    made.unlink()  # what is loaded lies in its pages
+    made.write_bytes(b"damaged by a power cut")
+    read = []
+
+    def load(path):
+        read.append(path)
+        if len(read) == 1:  # a library that this process has loaded already would not be read again
+            raise OSError("file too short")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.ops, "load_library", load)
+        assert native.load_operators(source)
+    assert len(read) == 2 and made.stat().st_size > 100
     source.write_text("this is not C++")
     assert not native.load_operators(source)
     monkeypatch.setenv("CXX", str(tmp_path / "nothing"))

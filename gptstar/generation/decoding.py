@@ -213,6 +213,10 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(x, weight, bias)
     if matvec.takes(x, weight, bias):
         return torch.ops.gptstar.matvec(x, weight, bias)
+    if x.numel() == x.shape[-1]:  # a loop over the rows of the matrix, each read once
+        wide = torch.promote_types(x.dtype, torch.float32)
+        y = (x.flatten().to(wide) * weight.to(wide)).sum(-1).to(x.dtype).view(*x.shape[:-1], -1)
+        return y if bias is None else y + bias
     return _fast_linear(x, weight, bias)
 
 

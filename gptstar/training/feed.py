@@ -26,7 +26,8 @@ class Feed:
         else:
             inputs, targets = self._read(step)
         self._ahead = (step + 1, self._thread.submit(self._read, step + 1))
-        return inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
+        pinned = self.device.type == "cuda"
+        return inputs.to(self.device, non_blocking=pinned), targets.to(self.device, non_blocking=pinned)
 
     def close(self) -> None:
         """Ends the thread."""

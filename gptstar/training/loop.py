@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -137,9 +137,7 @@ class Trainer:
         compiled = options.compile if options.compile is not None else device.type == "cuda"
         self.model = torch.compile(model, dynamic=False) if compiled else model
         self.range = RangeTest() if config.schedule.name == "exponential" else None
-        self.loss = loss_within_documents(
-            cast(GPT, self.model), corpus.tokenizer.eot_id if config.data.document_mask else None
-        )
+        self.loss = self._loss_of(cast(GPT, self.model))
         windows = window_count(len(corpus.train), self.length)
         self.order = BatchOrder(windows, options.batch_size, options.seed)
         n_frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
@@ -154,11 +152,15 @@ class Trainer:
         state, options, total = self.state, self.config.trainer, self.total
         self._introduce()
         self.log = self._open_log()
+        if self.range is not None:  # what an interruption has left
+            for line in read_metrics(self.log.path):
+                if line.get("loss") is not None:
+                    self.range.feed(line["lr"], line["loss"])
         self.feed = Feed(self.corpus.train, self.order, self.length, self.device)
         try:
             with Interrupt() as interrupt, self.display.running(state.step, total):
                 self._measure_tasks(interrupt)  # those that an interruption kept from it
-                third = state.step + 2
+                third = min(state.step + 2, total - 1)
                 while state.step < total and not interrupt.requested:
                     if options.profile and state.step == third:
                         self._profile_step()
@@ -178,7 +180,7 @@ class Trainer:
                     if saving and held_out:
                         save_checkpoint(self.run, state, self.corpus.tokenizer, options.keep_last, held_out.loss)
                     self._measure_tasks(interrupt)
-                if self.range is not None and not interrupt.requested:
+                if self.range is not None and (self.range.exploded or state.step == total or not interrupt.requested):
                     return self._conclude(self.range)
                 if state.step < total:
                     saved = save_checkpoint(self.run, state, self.corpus.tokenizer, options.keep_last, None)
@@ -194,13 +196,20 @@ class Trainer:
         if wanted != "auto":
             return int(wanted or self.config.trainer.batch_size)
         model, device = self.state.model, self.device
+        loss = self._loss_of(model)
 
         def work(size: int) -> None:
             tokens = torch.zeros(size, self.length, dtype=torch.int64, device=device)
-            with autocast(self.precision, device):
-                loss = model(tokens, tokens)
-            loss.backward()
-            model.zero_grad(set_to_none=True)
+            # A step has moments, about twice the weights, and with several microbatches the gradients of the first.
+            held = [torch.empty_like(p) for p in model.parameters() if p.requires_grad for _ in range(2)]
+            try:
+                for _ in range(2 if device.type == "cuda" else 1):
+                    with autocast(self.precision, device):
+                        value = loss(tokens, tokens)
+                    value.backward()
+            finally:
+                model.zero_grad(set_to_none=True)
+                held.clear()
 
         try:
             return find_microbatch(work, self.config.trainer.batch_size, device)
@@ -209,6 +218,9 @@ class Trainer:
                 f"trainer.microbatch=auto: not even one sequence of {self.length} tokens fits {device}: "
                 "raise trainer.recompute, or shorten trainer.sequence_length"
             ) from error
+
+    def _loss_of(self, model: GPT) -> Callable[[Tensor, Tensor], Tensor]:
+        return loss_within_documents(model, self.corpus.tokenizer.eot_id if self.config.data.document_mask else None)
 
     def _take_step(self) -> None:
         """One optimizer step over batch_size sequences, a microbatch at a time, and its line in metrics.jsonl."""
@@ -248,7 +260,7 @@ class Trainer:
         start = time.perf_counter()
         inputs, targets = self.feed.take(state.step)
         parts = {"data": Part(time.perf_counter() - start)}
-        loss = loss_within_documents(state.model, self.corpus.tokenizer.eot_id if config.data.document_mask else None)
+        loss = self._loss_of(state.model)
 
         def work(x: Tensor, y: Tensor) -> Tensor:
             with autocast(self.precision, self.device):

@@ -73,8 +73,12 @@ class MuonAdamW(torch.optim.Optimizer):
         return {"muon": self._muon.state_dict(), "adamw": self._adamw.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._muon.load_state_dict(state_dict["muon"])
-        self._adamw.load_state_dict(state_dict["adamw"])
+        """Moments; settings stay this optimizer's own."""
+        for optimizer, state in ((self._muon, state_dict["muon"]), (self._adamw, state_dict["adamw"])):
+            ours = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+            optimizer.load_state_dict(state)
+            for group, settings in zip(optimizer.param_groups, ours, strict=True):
+                group.update(settings)
 
 
 View = Callable[[Tensor], Tensor]

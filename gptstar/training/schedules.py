@@ -37,6 +37,11 @@ class ScheduleConfig:
         for key in ("final_ratio", "hold_share", "decay_share"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"schedule.{key}={getattr(self, key)} must lie between 0 and 1")
+        if self.name == "exponential" and self.warmup_steps:
+            raise ValueError(
+                f"schedule.warmup_steps={self.warmup_steps} must be 0 in a learning-rate range test "
+                "(schedule.name=exponential), which rises by itself"
+            )
         if not 0 < self.first_ratio < 1:
             raise ValueError(f"schedule.first_ratio={self.first_ratio} must lie above 0 and below 1")
 

@@ -297,6 +297,27 @@ def test_a_learning_rate_range_test_ends_with_a_plot_and_a_rate_to_try(train_con
     assert (run / "lr_range.png").is_file() and "try optimizer.lr" in (run / "train.log").read_text()
 
 
+def test_an_interrupted_range_test_goes_on(train_config, tmp_path, monkeypatch):
+    config = dataclasses.replace(
+        changed(train_config, max_steps=60),
+        schedule=ScheduleConfig(name="exponential", first_ratio=1e-6),
+        optimizer=OptimizerConfig(lr=100.0),
+    )
+    whole = train(dataclasses.replace(config, run_dir=str(tmp_path / "whole")))
+    take_step = Trainer._take_step
+
+    def interrupted(self):
+        if self.state.step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        take_step(self)
+
+    monkeypatch.setattr(Trainer, "_take_step", interrupted)
+    assert train(config).interrupted == "SIGTERM"
+    monkeypatch.undo()
+    outcome = train(dataclasses.replace(config, resume=config.run_dir))
+    assert (outcome.step, outcome.suggested_lr) == (whole.step, whole.suggested_lr)
+
+
 def test_a_run_within_documents_is_measured_within_them(train_config):
     config = dataclasses.replace(train_config, data=dataclasses.replace(train_config.data, document_mask=True))
     outcome, plain = train(config), dataclasses.replace(train_config, run_dir=train_config.run_dir + "-plain")

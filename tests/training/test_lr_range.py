@@ -46,6 +46,11 @@ def test_the_plot_is_drawn(tmp_path):
     assert (tmp_path / "range.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_it_needs_no_warm_up():
+    with pytest.raises(ValueError, match="warmup_steps=20 must be 0"):
+        ScheduleConfig(name="exponential", warmup_steps=20)
+
+
 def test_the_rate_grows_by_one_factor():
     config = ScheduleConfig(name="exponential", first_ratio=1e-3)
     factors = [learning_rate_factor(config, step, 31) for step in range(31)]

@@ -79,3 +79,28 @@ def test_a_run_finds_one_and_keeps_it(train_config, tmp_path):
     )
     train(told)
     assert lines(auto) == lines(told)  # looking for it leaves no trace in weights or random state
+
+
+def test_what_did_not_fit_leaves_no_gradients(train_config, monkeypatch):
+    from gptstar.model.transformer import GPT
+    from gptstar.training import loop
+
+    real, seen = GPT.forward, []
+
+    def short_of_memory(self, tokens, targets=None, **others):
+        out = real(self, tokens, targets, **others)
+        if targets is not None and len(tokens) == 4 and not seen:
+            seen.append(len(tokens))
+            out.register_hook(lambda gradient: (_ for _ in ()).throw(torch.OutOfMemoryError("none left")))
+        return out
+
+    def checked(self):
+        assert seen and self.microbatch < 4
+        assert all(parameter.grad is None for parameter in self.state.model.parameters())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(GPT, "forward", short_of_memory)
+    monkeypatch.setattr(loop.Trainer, "_take_step", checked)
+    options = dataclasses.replace(train_config.trainer, microbatch="auto")
+    with pytest.raises(KeyboardInterrupt):
+        train(dataclasses.replace(train_config, trainer=options))

@@ -139,6 +139,16 @@ def test_muon_moves_every_part_of_a_fused_matrix_by_an_orthogonal_one():
     assert any(model.embedding.weight is p for p in rest[0])
 
 
+def test_muon_resumes_with_the_settings_of_now():
+    def build(**settings):
+        return build_optimizer(GPT(tiny_model()), OptimizerConfig(name="muon", **settings))
+
+    old, new = build(), build(momentum=0.5, betas=(0.1, 0.2), eps=1e-3)
+    new.load_state_dict(old.state_dict())
+    assert new._muon.param_groups[0]["momentum"] == 0.5
+    assert all(g["betas"] == (0.1, 0.2) and g["eps"] == 1e-3 for g in new._adamw.param_groups)
+
+
 def test_muon_leaves_the_mixing_matrix_of_a_gmlp_triangular():
     torch.manual_seed(0)
     model = GPT(tiny_model(block="gmlp", position="none"))
