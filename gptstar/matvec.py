@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from gptstar.native import load_operators
 
@@ -50,7 +50,7 @@ def _load() -> bool:
     loaded = load_operators(Path(__file__).with_name("matvec.cpp"))
     if loaded:
         for name in ("matvec", "matvec_int8"):
-            torch.library.register_fake(f"gptstar::{name}", _shape)
+            library.register_fake(f"gptstar::{name}", _shape)
     return loaded
 
 
