@@ -4,8 +4,7 @@
 
 Prompts have 8 to 200 tokens, continuations 16 to 128, drawn once from a fixed seed; both are greedy, with random
 weights, and have to give the same text. The two processes take turns, both warmed up (ours has compiled its step); a
-turn is all requests. Reported are new tokens a
-second, medians over the rounds with their range; the ratio last.
+turn is all requests. Reported are new tokens a second, medians over the rounds with their range; the ratio last.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A matrix times one vector on a CPU, at the speed at which the memory gives the matrix.
 
-That is what decoding one sequence consists of, and the libraries' matrix products, made for many rows, read at half of
-that speed or less. The operators are in matvec.cpp:
+That is what decoding one sequence consists of, and the libraries' matrix products are made for many rows. The operators
+are in matvec.cpp:
 
     gptstar::matvec(x, weight, bias)        x @ weight.T + bias for x (..., K), weight (N, K), bias (N,), summed in fp32
     gptstar::matvec_int8(x, codes, scale)   (x @ codes.T) * scale in 8 bits for fp32 x, as Int8Matrix defines it

@@ -38,12 +38,12 @@ from gptstar.training.metrics import MetricsLog, check_tracker, open_tracker, re
 from gptstar.training.microbatch import find_microbatch
 from gptstar.training.optimizers import build_optimizer, check_optimizer, set_learning_rate
 from gptstar.training.plot import draw_loss_curve
-from gptstar.training.profile import Part, measure_bandwidth, profile_model, scaled, trace_step, write_table
+from gptstar.training.profile import Part, profile_model, scaled, trace_step, write_table
 from gptstar.training.run_folder import find_start, open_run_folder
 from gptstar.training.schedules import learning_rate_factor
 from gptstar.training.start import Origin, begin_optimizer_with, begin_with, read_origin
 from gptstar.training.state import TrainState
-from gptstar.training.throughput import measure_matmul_peak, memory_in_use, peak_flops
+from gptstar.training.throughput import measure_bandwidth, measure_matmul_peak, memory_in_use, peak_flops
 
 if TYPE_CHECKING:
     from gptstar.evaluation.tasks import LoadedTask

@@ -16,7 +16,7 @@ FASTER = 0.97  # a larger one on a CPU has to need less time a sequence than thi
 
 def find_microbatch(work: Callable[[int], None], batch_size: int, device: torch.device) -> int:
     """The divisor of batch_size that suits the device: the largest that fits a GPU; on a CPU the smallest beyond which
-    a sequence takes no less time, because a small one stays in the caches.
+    a sequence takes no less time.
 
     work: runs forward and backward over so many sequences. Raises torch.OutOfMemoryError where not even one fits.
     """

@@ -141,19 +141,6 @@ def _within_hidden(model: GPT, parts: dict[str, Part], wait: Callable[[], None])
         del model.hidden
 
 
-def measure_bandwidth(device: torch.device, n_byte: int = 2**28, repeats: int = 5) -> float:
-    """Bytes a second, read and written, of the fastest of several copies."""
-    source = torch.zeros(n_byte // 4, device=device)
-    target, best = torch.empty_like(source), float("inf")
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        target.copy_(source)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * source.nbytes / best
-
-
 def trace_step(step: Callable[[], None], device: torch.device, output: Path) -> tuple[float, float]:
     """Runs an ordinary step under torch's profiler and writes its trace, for ui.perfetto.dev.
 

@@ -1,4 +1,4 @@
-"""What speed is measured against: the device's matmul peak, and the memory a run has used."""
+"""What speed is measured against: the device's matmul peak and bandwidth, and the memory a run has used."""
 
 from __future__ import annotations
 
@@ -51,6 +51,19 @@ def measure_matmul_peak(
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
+
+
+def measure_bandwidth(device: torch.device, n_byte: int = 2**28, repeats: int = 5) -> float:
+    """Bytes a second, read and written, of the fastest of several copies."""
+    source = torch.zeros(n_byte // 4, device=device)
+    target, best = torch.empty_like(source), float("inf")
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        target.copy_(source)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * source.nbytes / best
 
 
 def memory_in_use(device: torch.device) -> float:

@@ -9,7 +9,7 @@ from gptstar.model.describe import components, flops_per_token
 from gptstar.model.transformer import GPT
 from gptstar.training.loop import train
 from gptstar.training.metrics import TIMING_KEYS, read_metrics
-from gptstar.training.profile import Part, measure_bandwidth, profile_model, write_table
+from gptstar.training.profile import Part, profile_model, write_table
 from support import tiny_model
 
 
@@ -34,7 +34,6 @@ def test_flops_are_those_of_the_formula(block):
 def test_the_roofline_is_the_slower_of_the_two():
     assert Part(1.0, flops=100.0, bytes=1.0).roofline(peak=10.0, bandwidth=1.0) == 10.0
     assert Part(1.0, flops=1.0, bytes=100.0).roofline(peak=10.0, bandwidth=1.0) == 100.0
-    assert measure_bandwidth(torch.device("cpu"), n_byte=2**20, repeats=1) > 1e6
 
 
 def test_a_page_says_it_all(tmp_path):
@@ -51,7 +50,6 @@ def test_a_profiled_run_is_the_run_without(train_config, tmp_path):
             for line in read_metrics(Path(run) / "metrics.jsonl")
         ]
 
-    train(train_config)
     options = dataclasses.replace(train_config.trainer, profile=True, microbatch=2)
     told = dataclasses.replace(train_config, run_dir=str(tmp_path / "profiled"), trainer=options)
     train(told)

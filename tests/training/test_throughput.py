@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gptstar.training import throughput
-from gptstar.training.throughput import measure_matmul_peak, memory_in_use, peak_flops
+from gptstar.training.throughput import measure_bandwidth, measure_matmul_peak, memory_in_use, peak_flops
 
 CPU = torch.device("cpu")
 
@@ -13,6 +13,12 @@ def test_the_peak_is_flops_over_the_shortest_time(monkeypatch):
     ticks = iter([0.0, 9.0, 10.0, 12.0, 20.0, 21.0])  # warm-up 9 s, then 2 s and 1 s
     monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
     assert measure_matmul_peak(CPU, size=8, repeats=2) == 2 * 8**3 / 1.0
+
+
+def test_a_copy_reads_and_writes(monkeypatch):
+    ticks = iter([0.0, 9.0, 10.0, 12.0, 20.0, 21.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
+    assert measure_bandwidth(CPU, n_byte=1024, repeats=2) == 2 * 1024 / 1.0
 
 
 def test_measuring_leaves_the_runs_random_state_alone():
