@@ -130,10 +130,11 @@ class Trainer:
         self.state = TrainState(model, build_optimizer(model, config.optimizer), scaler, corpus.key)
         if origin is not None:
             begin_optimizer_with(origin, model, self.state.optimizer)
-        self.microbatch = self._microbatch(options.microbatch)
-        if options.microbatch == "auto":  # a resumed run goes on with what was found
-            options = dataclasses.replace(options, microbatch=self.microbatch)
+        if options.microbatch == "auto":  # a resumed run goes on with what is found
+            found = find_microbatch(self._loss_of(model), model, self.length, options.batch_size, device)
+            options = dataclasses.replace(options, microbatch=found)
             self.config = dataclasses.replace(config, trainer=options)
+        self.microbatch = int(options.microbatch or options.batch_size)
         compiled = options.compile if options.compile is not None else device.type == "cuda"
         self.model = torch.compile(model, dynamic=False) if compiled else model
         self.range = RangeTest() if config.schedule.name == "exponential" else None
@@ -192,35 +193,16 @@ class Trainer:
             self.log.close()
             self.display.close()
 
-    def _microbatch(self, wanted: int | str | None) -> int:
-        if wanted != "auto":
-            return int(wanted or self.config.trainer.batch_size)
-        model, device = self.state.model, self.device
-        loss = self._loss_of(model)
-
-        def work(size: int) -> None:
-            tokens = torch.zeros(size, self.length, dtype=torch.int64, device=device)
-            # A step has moments, about twice the weights, and with several microbatches the gradients of the first.
-            held = [torch.empty_like(p) for p in model.parameters() if p.requires_grad for _ in range(2)]
-            try:
-                for _ in range(2 if device.type == "cuda" else 1):
-                    with autocast(self.precision, device):
-                        value = loss(tokens, tokens)
-                    value.backward()
-            finally:
-                model.zero_grad(set_to_none=True)
-                held.clear()
-
-        try:
-            return find_microbatch(work, self.config.trainer.batch_size, device)
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"trainer.microbatch=auto: not even one sequence of {self.length} tokens fits {device}: "
-                "raise trainer.recompute, or shorten trainer.sequence_length"
-            ) from error
-
     def _loss_of(self, model: GPT) -> Callable[[Tensor, Tensor], Tensor]:
-        return loss_within_documents(model, self.corpus.tokenizer.eot_id if self.config.data.document_mask else None)
+        """(inputs, targets) -> loss, in the run's precision and within documents where the run says so."""
+        eot_id = self.corpus.tokenizer.eot_id if self.config.data.document_mask else None
+        plain = loss_within_documents(model, eot_id)
+
+        def loss(inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+            with autocast(self.precision, self.device):
+                return plain(inputs_BT, targets_BT)
+
+        return loss
 
     def _take_step(self) -> None:
         """One optimizer step over batch_size sequences, a microbatch at a time, and its line in metrics.jsonl."""
@@ -232,8 +214,7 @@ class Trainer:
         loss = torch.zeros((), device=self.device)
         accumulation = options.batch_size // self.microbatch
         for x, y in zip(inputs.split(self.microbatch), targets.split(self.microbatch), strict=True):
-            with autocast(self.precision, self.device):
-                part = self.loss(x, y) / accumulation
+            part = self.loss(x, y) / accumulation
             state.scaler.scale(part).backward()
             loss += part.detach()
         state.scaler.unscale_(state.optimizer)
@@ -261,12 +242,7 @@ class Trainer:
         inputs, targets = self.feed.take(state.step)
         parts = {"data": Part(time.perf_counter() - start)}
         loss = self._loss_of(state.model)
-
-        def work(x: Tensor, y: Tensor) -> Tensor:
-            with autocast(self.precision, self.device):
-                return loss(x, y)
-
-        one = profile_model(state.model, work, inputs[: self.microbatch], targets[: self.microbatch])
+        one = profile_model(state.model, loss, inputs[: self.microbatch], targets[: self.microbatch])
         parts |= scaled(one, config.trainer.batch_size // self.microbatch)
         seconds, optimizer = trace_step(self._take_step, self.device, folder / "trace.json")
         n_trained = sum(p.numel() for p in state.model.parameters() if p.requires_grad)

@@ -8,7 +8,7 @@ import yaml
 from gptstar.training import microbatch as module
 from gptstar.training.loop import train
 from gptstar.training.metrics import TIMING_KEYS, read_metrics
-from gptstar.training.microbatch import find_microbatch
+from gptstar.training.microbatch import largest_useful
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -35,7 +35,7 @@ def test_a_cpu_takes_the_smallest_that_is_as_fast_as_any(clock, per_sequence, fo
         sizes.append(size)
         clock.now += size * per_sequence.get(size, min(per_sequence.values()))
 
-    assert find_microbatch(work, 64, CPU) == found
+    assert largest_useful(work, 64, CPU) == found
     assert max(sizes) < 64  # it does not try what can be no better
 
 
@@ -47,7 +47,7 @@ def test_a_cpu_stops_before_memory_is_short(clock):
         clock.now += 1.0  # twice as many cost nothing more
         clock.used = max(clock.used, 1.0 + size)
 
-    assert find_microbatch(work, 64, CPU) == max(sizes) == 8  # 16 would need more than 0.8 x 10 GiB
+    assert largest_useful(work, 64, CPU) == max(sizes) == 8  # 16 would need more than 0.8 x 10 GiB
 
 
 def test_a_gpu_takes_the_largest_that_fits(clock):
@@ -55,10 +55,10 @@ def test_a_gpu_takes_the_largest_that_fits(clock):
         if size > 12:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    assert find_microbatch(work, 48, GPU) == 12
-    assert find_microbatch(work, 7, GPU) == 7
+    assert largest_useful(work, 48, GPU) == 12
+    assert largest_useful(work, 7, GPU) == 7
     with pytest.raises(torch.OutOfMemoryError):
-        find_microbatch(lambda size: work(100), 48, GPU)
+        largest_useful(lambda size: work(100), 48, GPU)
 
 
 def test_a_run_finds_one_and_keeps_it(train_config, tmp_path):
