@@ -20,15 +20,18 @@ _ROUNDS = 8
 
 @dataclass(frozen=True)
 class BatchOrder:
-    """The windows of each step; `batch_size` windows a step, over all ranks."""
+    """The windows of each step: `batch_size` of them, of which this is the share of one rank."""
 
     n_window: int
     batch_size: int
     seed: int
+    rank: int = 0
+    n_rank: int = 1
 
     def windows(self, step: int) -> np.ndarray:
-        """The window numbers of a step (from 0), int64 (batch_size,). A step may straddle two epochs."""
-        position = np.arange(step * self.batch_size, (step + 1) * self.batch_size, dtype=np.int64)
+        """The window numbers of a step (from 0), int64 (batch_size / n_rank,). A step may straddle two epochs."""
+        share = self.batch_size // self.n_rank
+        position = step * self.batch_size + self.rank * share + np.arange(share, dtype=np.int64)
         epoch, index = np.divmod(position, self.n_window)
         return np.concatenate([permute(index[epoch == e], self.n_window, self.seed, int(e)) for e in np.unique(epoch)])
 

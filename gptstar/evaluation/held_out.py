@@ -55,21 +55,26 @@ def held_out_loss(
     device: torch.device,
     precision: str = "fp32",
     max_tokens: int | None = None,
+    rank: int = 0,
+    n_rank: int = 1,
+    total: Callable[[Tensor], Tensor] = torch.clone,
 ) -> HeldOutLoss:
     """The loss of `model(inputs, targets)` over disjoint windows of `length` tokens, each read from its own start.
 
     max_tokens: about how many tokens, in evenly spaced windows; None reads every window. `batch` windows at a time.
+    rank, n_rank: which share of the windows is read here, where several processes do it; total: adds up what they find.
+    All of them call the model equally often, for it may be in shards.
     """
-    total = window_count(len(stream), length)
-    n_window = total if max_tokens is None else min(total, max(1, max_tokens // length))
-    windows = np.arange(n_window) * total // n_window
-    nats = 0.0
-    for start in range(0, n_window, batch):
-        some = windows[start : start + batch]
-        inputs, targets = (x.to(device) for x in read_windows(stream, some, length))
+    n_all = window_count(len(stream), length)
+    n_window = n_all if max_tokens is None else min(n_all, max(1, max_tokens // length))
+    windows = np.arange(n_window) * n_all // n_window
+    own, nats = windows[rank::n_rank], 0.0
+    for start in range(0, -(-n_window // n_rank), batch):
+        some = own[start : start + batch]
+        inputs, targets = (x.to(device) for x in read_windows(stream, some if len(some) else windows[:1], length))
         with autocast(precision, device):
             nats += model(inputs, targets).item() * len(some)
-    loss = nats / n_window
+    loss = total(torch.tensor(nats, dtype=torch.float64)).item() / n_window
     tokens_per_byte = len(stream) / max(1, stream.split.bytes)
     return HeldOutLoss(loss, loss / math.log(2) * tokens_per_byte, n_window * length)
 

@@ -27,7 +27,8 @@ from gptstar.model.config import ModelConfig
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.empty import Dtype, empty_model, refuse_quantized
 from gptstar.pretrained.family import Entry, fill
-from gptstar.pretrained.stored import Stored, open_safetensors
+from gptstar.pretrained.sharded import DAMAGE, is_sharded, read_shards
+from gptstar.pretrained.stored import Stored, in_memory, open_safetensors
 
 FORMAT = "gptstar-1"
 STEP_PREFIX = "step-"
@@ -40,6 +41,17 @@ def save_weights(folder: Path, model: GPT, tokenizer: Tokenizer, training: dict)
     quantised model.
     """
     refuse_quantized(model)
+    save_description(folder, model, tokenizer, training)
+    save_tensors(folder, model)
+
+
+def save_tensors(folder: Path, model: GPT) -> None:
+    """model.safetensors."""
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
+
+
+def save_description(folder: Path, model: GPT, tokenizer: Tokenizer, training: dict) -> None:
+    """What goes with the weights: config.json and tokenizer.json."""
     config = {
         "format": FORMAT,
         "model": asdict(model.config),
@@ -47,7 +59,6 @@ def save_weights(folder: Path, model: GPT, tokenizer: Tokenizer, training: dict)
         "training": training,
     }
     (folder / "config.json").write_text(json.dumps(config, indent=1))
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
     tokenizer.save(folder / "tokenizer.json")
 
 
@@ -69,21 +80,36 @@ def load_native(source: str | Path, device: torch.device | str = "cpu", dtype: D
 
 def load_weights(folder: Path, model: GPT) -> None:
     """Fills a model from model.safetensors; UserError for missing, unknown, mis-shaped or not finite tensors."""
-    path, weights = folder / "model.safetensors", _open(folder)
+    weights = _open(folder)
     try:
         fill(model, [Entry(name, (name,)) for name in model.state_dict()], weights)
     except UserError as error:
-        raise UserError(f"{path} does not fit its config.json: {error}") from error
+        raise UserError(f"{folder / 'model.safetensors'} does not fit its config.json: {error}") from error
 
 
 def _open(folder: Path) -> Stored:
+    if is_sharded(folder):
+        return _put_together(folder)
     try:
         return open_safetensors(folder / "model.safetensors")
     except UserError as error:
         raise UserError(f"{folder}: {error}: the checkpoint is damaged, use another one") from error
 
 
+def _put_together(folder: Path) -> Stored:
+    """The weights of a checkpoint in shards."""
+    model = empty_model(read_config(folder), "cpu", torch.float32, torch.float32)
+    try:
+        read_shards(folder, model)
+    except DAMAGE as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder}: {reason}: the checkpoint is damaged, use another one") from error
+    return in_memory(model.state_dict())
+
+
 def _stored_dtype(folder: Path) -> torch.dtype:
+    if is_sharded(folder):
+        return torch.float32
     read = _open(folder).get("embedding.weight")
     return torch.float32 if read is None else read().dtype
 

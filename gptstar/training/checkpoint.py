@@ -3,61 +3,138 @@
     training/progress.json    step, tokens, skipped steps
     training/state.pt         optimizer moments, loss scale, random states
 
-A checkpoint is written beside, forced to disk and renamed, so a kill or a power cut at any instant leaves the last
-good one in place.
+A model in shards has distributed/ (`gptstar.pretrained.sharded`) in place of model.safetensors and the moments; it is
+written while training goes on. A checkpoint is written beside, forced to disk and renamed, so a kill or a power cut at
+any instant leaves the last good one in place.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import pickle
 import shutil
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
+from torch.distributed.checkpoint.api import CheckpointException
 
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import UserError
-from gptstar.pretrained.native import STEP_PREFIX, best_checkpoint, list_checkpoints, load_weights, save_weights
+from gptstar.model.transformer import GPT
+from gptstar.pretrained.native import (
+    STEP_PREFIX,
+    best_checkpoint,
+    list_checkpoints,
+    load_weights,
+    save_description,
+    save_tensors,
+)
+from gptstar.pretrained.sharded import DAMAGE, is_sharded, read_shards, write_shards
 from gptstar.training.state import TrainState
+from gptstar.training.world import World
+
+# The libraries report a full disk in their own ways.
+_FAILURES = (OSError, RuntimeError, SafetensorError, CheckpointException)
 
 
-def save_checkpoint(
-    run: Path, state: TrainState, tokenizer: Tokenizer, keep_last: int, validation_loss: float | None
-) -> Path:
-    """Writes the checkpoint of the current step, then drops all but the last `keep_last` and the best one.
+class Checkpoints:
+    """Those of one run. All ranks call every method; rank 0 writes what is not in shards."""
 
-    Raises UserError where it cannot be written; older checkpoints are untouched then.
-    """
-    final = run / "checkpoints" / f"{STEP_PREFIX}{state.step:08d}"
-    if final.is_dir():  # interrupted right after this step was saved
+    def __init__(self, run: Path, tokenizer: Tokenizer, keep_last: int, world: World) -> None:
+        self.run, self.tokenizer, self.keep_last, self.world = run, tokenizer, keep_last, world
+        self._sharded = world.parallel == "fsdp"
+        self._group = dist.new_group(backend="gloo") if self._sharded else None  # of the thread that writes
+        self._begun: tuple[Future, Path] | None = None
+
+    def save(self, state: TrainState, validation_loss: float | None) -> Path:
+        """The checkpoint of the current step, after which all but the last `keep_last` and the best one are dropped.
+
+        In shards it is only begun: `finish` waits for it. Raises UserError where it cannot be written; older
+        checkpoints are untouched then.
+        """
+        self.finish()
+        final = self.run / "checkpoints" / f"{STEP_PREFIX}{state.step:08d}"
+        if self.world.same(final.is_dir()):  # interrupted right after this step was saved
+            return final
+        if self.world.main:
+            with self._explained(final):
+                self._write_plain(final, state, validation_loss)
+        self.world.wait()
+        if self._sharded:
+            with self._explained(final):
+                self._begun = write_shards(_work(final), state.model, state.optimizer, self._group), final
         return final
-    work = final.with_name(f".{final.name}.part")
-    try:
+
+    def look(self) -> None:
+        """Lands what has been written meanwhile, without waiting."""
+        if self._begun is not None and self._begun[0].done() and self.world.main:
+            self._land()
+
+    def finish(self) -> None:
+        """Waits for what was begun. Raises UserError where it could not be written."""
+        if self._begun is not None:
+            self._land()
+        if self._sharded:
+            self.world.wait()
+
+    def _land(self) -> None:
+        assert self._begun is not None
+        (written, final), self._begun = self._begun, None
+        with self._explained(final):
+            written.result()
+            if self.world.main:
+                self._rename(final)
+
+    def _write_plain(self, final: Path, state: TrainState, validation_loss: float | None) -> None:
+        work = _work(final)
         shutil.rmtree(work, ignore_errors=True)
         (work / "training").mkdir(parents=True)
-        save_weights(work, state.model, tokenizer, {**state.counters(), "validation_loss": validation_loss})
+        training = {**state.counters(), "validation_loss": validation_loss}
+        save_description(work, state.model, self.tokenizer, training)
         (work / "training" / "progress.json").write_text(json.dumps(state.counters()))
-        torch.save(state.tensors(), work / "training" / "state.pt")
+        torch.save(state.tensors(with_moments=not self._sharded), work / "training" / "state.pt")
+        if not self._sharded:
+            save_tensors(work, state.model)
+            self._rename(final)
+
+    def _rename(self, final: Path) -> None:
+        work = _work(final)
         for path in (*work.rglob("*"), work):
             _to_disk(path)
         os.rename(work, final)
         _to_disk(final.parent)
-    except (OSError, RuntimeError, SafetensorError) as error:  # the two libraries report a full disk in their own ways
-        shutil.rmtree(work, ignore_errors=True)
-        raise UserError(f"checkpoint {final} cannot be written ({error}): older checkpoints are untouched") from error
-    _prune(run, keep_last)
-    return final
+        _prune(self.run, self.keep_last)
+
+    @contextmanager
+    def _explained(self, final: Path) -> Iterator[None]:
+        try:
+            yield
+        except _FAILURES as error:
+            shutil.rmtree(_work(final), ignore_errors=True)
+            reason = " ".join(str(error).split())[:200]
+            what = f"checkpoint {final} cannot be written ({reason})"
+            raise UserError(f"{what}: older checkpoints are untouched") from error
 
 
-def restore_checkpoint(folder: Path, state: TrainState) -> None:
-    """Continues from a checkpoint. Raises UserError for one without its training/ part, or a damaged one."""
-    training = folder / "training"
-    if not training.is_dir():
+def restore_weights(folder: Path, model: GPT) -> None:
+    """The weights of a checkpoint into a model that is not spread over processes yet; those in shards come later."""
+    if not (folder / "training").is_dir():
         raise UserError(f"resume={folder}: weights only, without a training/ folder, cannot be resumed")
-    load_weights(folder, state.model)
+    if not is_sharded(folder):
+        load_weights(folder, model)
+
+
+def restore_checkpoint(folder: Path, state: TrainState, group: dist.ProcessGroup | None = None) -> None:
+    """Continues from a checkpoint, on however many ranks `group` has (None: this one), after `restore_weights`.
+
+    Raises UserError for a damaged one, and for one of another corpus.
+    """
+    training = folder / "training"
     try:
         counters = json.loads((training / "progress.json").read_text())
         if counters["corpus"] != state.corpus:
@@ -65,10 +142,17 @@ def restore_checkpoint(folder: Path, state: TrainState) -> None:
                 f"resume={folder}: the corpus or its tokenizer is not what the run was trained on (key "
                 f"{counters['corpus']}, now {state.corpus}): bring back the old files, or start a new run"
             )
+        if is_sharded(folder):
+            read_shards(folder, state.model, state.optimizer, group)
         state.restore(counters, torch.load(training / "state.pt", map_location="cpu", weights_only=True))
-    except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+    except DAMAGE as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"resume={folder}: training/ is damaged ({reason}): resume an older checkpoint") from error
+
+
+def _work(final: Path) -> Path:
+    """Where a checkpoint is written before it has its name."""
+    return final.with_name(f".{final.name}.part")
 
 
 def _prune(run: Path, keep_last: int) -> None:
@@ -77,7 +161,7 @@ def _prune(run: Path, keep_last: int) -> None:
     for folder in folders:
         if folder not in kept:
             # Renamed first: a kill during the removal must not leave half a checkpoint under a good name.
-            gone = folder.with_name(f".{folder.name}.part")
+            gone = _work(folder)
             os.rename(folder, gone)
             shutil.rmtree(gone, ignore_errors=True)
     for leftover in (run / "checkpoints").glob(f".{STEP_PREFIX}*.part"):

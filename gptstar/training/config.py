@@ -12,6 +12,7 @@ from gptstar.model.choices import attends_only, check_choices, longest
 from gptstar.model.config import ModelConfig
 from gptstar.training.optimizers import OptimizerConfig
 from gptstar.training.schedules import ScheduleConfig
+from gptstar.training.world import PARALLEL
 
 
 @dataclass
@@ -23,8 +24,12 @@ class TrainerConfig:
     device            auto (cuda if there is one, else cpu), cpu, cuda, cuda:1, mps
     precision         auto (bf16 on CUDA, fp32 elsewhere), fp32, bf16, fp16 (with loss scaling); weights stay fp32
     compile           torch.compile; null: on CUDA only
-    batch_size        sequences an optimizer step
-    microbatch        sequences a forward pass; null: all of batch_size; auto: what suits the device. Must divide it
+    parallel          auto (ddp under torchrun, else none), none, ddp (a copy of the model on each process) or fsdp
+                      (weights, gradients and moments in shards)
+    timeout           seconds that a step waits for the other ranks before the run ends
+    batch_size        sequences an optimizer step, on all ranks together
+    microbatch        sequences a forward pass of a rank; null: all it has, which this must divide; auto: what suits
+                      the device
     recompute         layers, from the first, whose activations are made again in the backward pass instead of kept:
                       less memory, up to a third more time
     sequence_length   tokens a sequence; null: model.context
@@ -51,6 +56,8 @@ class TrainerConfig:
     device: str = "auto"
     precision: str = "auto"
     compile: bool | None = None
+    parallel: str = "auto"
+    timeout: float = 600.0
     batch_size: int = 16
     microbatch: int | str | None = None
     recompute: int = 0
@@ -78,6 +85,8 @@ class TrainerConfig:
             raise ValueError(f"trainer.precision={self.precision!r} is unknown: choose one of {', '.join(PRECISIONS)}")
         if self.trainable not in ("all", "adapters"):
             raise ValueError(f"trainer.trainable={self.trainable!r} is unknown: choose all or adapters")
+        if self.parallel not in PARALLEL:
+            raise ValueError(f"trainer.parallel={self.parallel!r} is unknown: choose one of {', '.join(PARALLEL)}")
         if self.nonfinite not in ("stop", "skip"):
             raise ValueError(f"trainer.nonfinite={self.nonfinite!r} is unknown: choose stop or skip")
         if (self.max_steps is None) == (self.max_tokens is None):
@@ -87,7 +96,7 @@ class TrainerConfig:
             )
         if isinstance(self.microbatch, str) and self.microbatch != "auto":
             raise ValueError(f"trainer.microbatch={self.microbatch!r} must be a number, auto or null")
-        positive = ("batch_size", "sequence_length", "max_steps", "max_tokens", "eval_tokens")
+        positive = ("batch_size", "sequence_length", "max_steps", "max_tokens", "eval_tokens", "timeout")
         for key in (*positive, "keep_last", "peak_flops", "eval_tasks_limit"):
             value = getattr(self, key)
             if value is not None and value <= 0:

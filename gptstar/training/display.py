@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,11 +16,14 @@ PLAIN_SECONDS = 5.0
 
 
 class Display:
-    """Notes go to the console and to RUN/train.log; progress to the console alone."""
+    """Notes go to the console and to RUN/train.log; progress to the console alone.
 
-    def __init__(self, console: Console, log: Path) -> None:
+    log: None where another rank writes it.
+    """
+
+    def __init__(self, console: Console, log: Path | None) -> None:
         self.console = console
-        self._log = log.open("a", encoding="utf-8")
+        self._log = (log or Path(os.devnull)).open("a", encoding="utf-8")
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._printed = 0.0

@@ -7,10 +7,15 @@ from types import FrameType
 
 
 class Interrupt:
-    """While entered, the first SIGINT or SIGTERM sets `requested` to the signal's name; a second ends at once."""
+    """While entered, the first SIGINT or SIGTERM sets `requested` to the signal's name; a second ends at once.
 
-    def __init__(self) -> None:
+    launched: whether a launcher passes signals on. Its SIGTERM after a Ctrl-C that has reached this process too is no
+    second request then.
+    """
+
+    def __init__(self, launched: bool = False) -> None:
         self.requested: str | None = None
+        self.launched = launched
 
     def __enter__(self) -> Interrupt:
         self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -21,6 +26,8 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and self.launched and number == signal.SIGTERM:
+            return
         if self.requested:
             raise KeyboardInterrupt
         self.requested = signal.Signals(number).name

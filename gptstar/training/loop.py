@@ -6,9 +6,9 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
@@ -17,7 +17,7 @@ from torch import Tensor
 from gptstar.data.batches import BatchOrder, window_count
 from gptstar.data.prepare import PreparedCorpus, prepare
 from gptstar.data.tokenizer import Tokenizer, load_tokenizer
-from gptstar.device import autocast, pick_device, pick_precision
+from gptstar.device import autocast, pick_precision
 from gptstar.environment import describe_environment
 from gptstar.errors import UserError
 from gptstar.evaluation.held_out import HeldOutLoss, held_out_loss, loss_within_documents
@@ -27,23 +27,24 @@ from gptstar.model.choices import longest
 from gptstar.model.describe import flops_per_token, parameter_count
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.native import list_checkpoints, read_json
-from gptstar.training.checkpoint import restore_checkpoint, save_checkpoint
+from gptstar.training.checkpoint import Checkpoints, restore_checkpoint, restore_weights
 from gptstar.training.config import TrainConfig, check_vocabulary
-from gptstar.training.display import Display
 from gptstar.training.downstream import load_downstream, measure_downstream
 from gptstar.training.feed import Feed
 from gptstar.training.interrupt import Interrupt
+from gptstar.training.journal import Journal
 from gptstar.training.lr_range import RangeTest
-from gptstar.training.metrics import MetricsLog, check_tracker, open_tracker, read_metrics
+from gptstar.training.metrics import check_tracker
 from gptstar.training.microbatch import find_microbatch
 from gptstar.training.optimizers import build_optimizer, check_optimizer, set_learning_rate
-from gptstar.training.plot import draw_loss_curve
 from gptstar.training.profile import Part, profile_model, scaled, trace_step, write_table
 from gptstar.training.run_folder import find_start, open_run_folder
 from gptstar.training.schedules import learning_rate_factor
+from gptstar.training.spread import SPREADS, check_spread, whole_tensor
 from gptstar.training.start import Origin, begin_optimizer_with, begin_with, read_origin
 from gptstar.training.state import TrainState
 from gptstar.training.throughput import measure_bandwidth, measure_matmul_peak, memory_in_use, peak_flops
+from gptstar.training.world import World, launched, open_world
 
 if TYPE_CHECKING:
     from gptstar.evaluation.tasks import LoadedTask
@@ -57,7 +58,10 @@ class NonFiniteLoss(UserError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. `interrupted` names the signal that ended it early; `final` is None then."""
+    """How a run ended. `interrupted` names the signal that ended it early; `final` is None then.
+
+    Of several ranks the first one has the sample.
+    """
 
     run: Path
     step: int
@@ -70,99 +74,116 @@ class Outcome:
 def train(config: TrainConfig, console: Console | None = None) -> Outcome:
     """Trains one model from a configuration, or continues a run, and leaves everything in config.run_dir.
 
-    Raises UserError before any work for a configuration that cannot be trained, and NonFiniteLoss.
+    Under torchrun every process calls it. Raises UserError before any work for a configuration that cannot be trained,
+    NonFiniteLoss, and LostRank where another process is gone.
     """
-    console = console or Console(quiet=True)
     config.check()
     check_tracker(config.logger)
     check_optimizer(config.optimizer)
-    device = pick_device(config.trainer.device)
+    with open_world(config.trainer.parallel, config.trainer.device, config.trainer.timeout) as world:
+        config = world.same(config)
+        check_spread(config, world)
+        console = console if console is not None and world.main else Console(quiet=True)
+        trainer, start = _prepared(config, world, console)
+        run = world.decided(lambda: open_run_folder(trainer.config, start, describe_environment(world.device)))
+        return trainer.run_to_the_end(run, console)
+
+
+def _prepared(config: TrainConfig, world: World, console: Console) -> tuple[Trainer, Path | None]:
+    """All that can be refused, before anything is written; and the checkpoint it goes on from."""
     if config.tokenizer.source not in (
         "train",
         "init_from",
     ):  # known before the corpus is prepared, so refused before it
         check_vocabulary(load_tokenizer(config.tokenizer.source, config.tokenizer.eot_token).vocab_size, config.model)
-    tasks = load_downstream(config.trainer)
-    start = find_start(config)
+    tasks = load_downstream(config.trainer) if world.main else []
+    start = world.decided(lambda: find_start(config))
     origin = read_origin(config.init_from, config.model) if config.init_from and start is None else None
-    corpus = prepare(config.data, config.tokenizer, console, _given_tokenizer(config, start, origin))
+    given = _given_tokenizer(config, start, origin)
+    corpus = world.first(lambda: prepare(config.data, config.tokenizer, console, given))
     _check_corpus(config, corpus)
-    trainer = Trainer(config, corpus, device, origin, tasks)
-    del origin  # a model and perhaps its moments: not needed for the rest of the run
-    if start is not None:
-        restore_checkpoint(start, trainer.state)
-        if trainer.total < trainer.state.step:
-            raise UserError(
-                f"resume={config.resume} has taken {trainer.state.step} steps and the budget is {trainer.total}: "
-                "raise trainer.max_steps"
-            )
-    run = open_run_folder(trainer.config, start, describe_environment(device))
-    return trainer.run_to_the_end(run, Display(console, run / "train.log"))
+    trainer = Trainer(config, corpus, world, origin, start, tasks)
+    if trainer.total < trainer.state.step:
+        raise UserError(
+            f"resume={config.resume} has taken {trainer.state.step} steps and the budget is {trainer.total}: "
+            "raise trainer.max_steps"
+        )
+    return trainer, start
 
 
 class Trainer:
-    """One run in progress: the state that changes and the settings that do not."""
+    """One run in progress: the state that changes and the settings that do not.
+
+    origin, start: what it begins with, another model or a checkpoint to go on from.
+    """
 
     def __init__(
         self,
         config: TrainConfig,
         corpus: PreparedCorpus,
-        device: torch.device,
+        world: World,
         origin: Origin | None = None,
+        start: Path | None = None,
         tasks: Sequence[LoadedTask] = (),
     ) -> None:
-        self.config, self.corpus, self.device, self.tasks = config, corpus, device, tasks
-        options = config.trainer
+        self.config, self.corpus, self.world, self.tasks = config, corpus, world, tasks
+        self.device, options = world.device, config.trainer
         self.length, self.total = config.sequence_length, config.total_steps
-        self.precision = pick_precision(options.precision, device)
-        self.peak = options.peak_flops or peak_flops(device)
-        if device.type == "cuda":
+        self.precision = pick_precision(options.precision, self.device)
+        own_peak = options.peak_flops or peak_flops(self.device)
+        self.peak = world.total(torch.tensor(own_peak)).item() if own_peak else None
+        if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32 where fp32 is asked for
         torch.manual_seed(options.seed)
         model = GPT(config.model)
         if origin is not None:
             begin_with(origin, model)
+        if start is not None:
+            restore_weights(start, model)
         if options.trainable == "adapters":
             freeze_all_but_adapters(model)
-        model = model.to(device)
+        model = model.to(self.device)
         model.recomputed = options.recompute
-        scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
+        share = options.batch_size // world.size
+        if options.microbatch == "auto":  # a resumed run goes on with what is found
+            found = find_microbatch(self._loss_of(model), model, self.length, share, self.device)
+            options = dataclasses.replace(options, microbatch=world.least(found))
+            self.config = dataclasses.replace(config, trainer=options)
+        self.microbatch = int(options.microbatch or share)
+        n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        self.flops_per_token = flops_per_token(config.model, self.length, parameter_count(config.model) - n_trained)
+        self.n_trained = n_trained
+        compiled = options.compile if options.compile is not None else self.device.type == "cuda"
+        self.spread = SPREADS[world.parallel](model, world, self.precision, compiled)
+        self.loss = self._loss_of(self.spread.run)
+        scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.state = TrainState(model, build_optimizer(model, config.optimizer), scaler, corpus.key)
         if origin is not None:
             begin_optimizer_with(origin, model, self.state.optimizer)
-        if options.microbatch == "auto":  # a resumed run goes on with what is found
-            found = find_microbatch(self._loss_of(model), model, self.length, options.batch_size, device)
-            options = dataclasses.replace(options, microbatch=found)
-            self.config = dataclasses.replace(config, trainer=options)
-        self.microbatch = int(options.microbatch or options.batch_size)
-        compiled = options.compile if options.compile is not None else device.type == "cuda"
-        self.model = torch.compile(model, dynamic=False) if compiled else model
+        if start is not None:
+            restore_checkpoint(start, self.state, world.agreement)
         self.range = RangeTest() if config.schedule.name == "exponential" else None
-        self.loss = self._loss_of(cast(GPT, self.model))
         windows = window_count(len(corpus.train), self.length)
-        self.order = BatchOrder(windows, options.batch_size, options.seed)
-        n_frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-        self.flops_per_token = flops_per_token(config.model, self.length, n_frozen)
+        self.order = BatchOrder(windows, options.batch_size, options.seed, world.rank, world.size)
+        self.ending: str | None = None  # the signal that ends the run early, once all ranks know of it
 
-    def run_to_the_end(self, run: Path, display: Display) -> Outcome:
+    def run_to_the_end(self, run: Path, console: Console) -> Outcome:
         """The loop: step, and every so often validate, sample, save; at a signal save and leave.
 
-        Writes into `run`, an open run folder, and tells `display`.
+        Writes into `run`, an open run folder, and tells `console`.
         """
-        self.run, self.display = run, display
+        self.run = run
         state, options, total = self.state, self.config.trainer, self.total
-        self._introduce()
-        self.log = self._open_log()
-        if self.range is not None:  # what an interruption has left
-            for line in read_metrics(self.log.path):
-                if line.get("loss") is not None:
-                    self.range.feed(line["lr"], line["loss"])
+        self.journal = Journal(run, self.config, state, console, self.world.main)
+        self.checkpoints = Checkpoints(run, self.corpus.tokenizer, options.keep_last, self.world)
         self.feed = Feed(self.corpus.train, self.order, self.length, self.device)
         try:
-            with Interrupt() as interrupt, self.display.running(state.step, total):
-                self._measure_tasks(interrupt)  # those that an interruption kept from it
+            with Interrupt(launched()) as self.interrupt, self.journal.open(total):
+                self._introduce()
+                self._recall_range_test()
+                self._measure_tasks()  # those that an interruption kept from it
                 third = min(state.step + 2, total - 1)
-                while state.step < total and not interrupt.requested:
+                while state.step < total and not self._ends():
                     if options.profile and state.step == third:
                         self._profile_step()
                     else:
@@ -171,27 +192,39 @@ class Trainer:
                         if self.range.exploded:
                             break
                         continue
+                    self.checkpoints.look()
                     last = state.step == total
                     saving = last or _due(state.step, options.checkpoint_every)
                     held_out = None
                     if saving or _due(state.step, options.eval_every):
                         held_out = self._validate()
                     if _due(state.step, options.sample_every) and not last:
-                        self.display.note(self._sample(n_token=60))
+                        self.journal.note(self._sample(n_token=60) or "")
                     if saving and held_out:
-                        save_checkpoint(self.run, state, self.corpus.tokenizer, options.keep_last, held_out.loss)
-                    self._measure_tasks(interrupt)
-                if self.range is not None and (self.range.exploded or state.step == total or not interrupt.requested):
+                        self.checkpoints.save(state, held_out.loss)
+                    self._measure_tasks()
+                if self.range is not None and (self.range.exploded or state.step == total or not self._ends()):
                     return self._conclude(self.range)
                 if state.step < total:
-                    saved = save_checkpoint(self.run, state, self.corpus.tokenizer, options.keep_last, None)
-                    self.display.note(f"{interrupt.requested}: saved {saved}; resume={self.run} continues")
-                    return Outcome(self.run, state.step, interrupt.requested, None, None)
-            return self._finish()
+                    saved = self.checkpoints.save(state, None)
+                    self.checkpoints.finish()
+                    self.journal.note(f"{self._ends()}: saved {saved}; resume={run} continues")
+                    return Outcome(run, state.step, self._ends(), None, None)
+                self.checkpoints.finish()
+                return self._finish()
         finally:
             self.feed.close()
-            self.log.close()
-            self.display.close()
+
+    def _ends(self) -> str | None:
+        """The signal that ends the run before its budget does. Several ranks agree on it in a step."""
+        return self.interrupt.requested if self.world.size == 1 else self.ending
+
+    def _recall_range_test(self) -> None:
+        """What an interruption has left of it."""
+        if self.range is not None:
+            for line in self.world.decided(self.journal.lines):
+                if line.get("loss") is not None:
+                    self.range.feed(line["lr"], line["loss"])
 
     def _loss_of(self, model: GPT) -> Callable[[Tensor, Tensor], Tensor]:
         """(inputs, targets) -> loss, in the run's precision and within documents where the run says so."""
@@ -212,63 +245,64 @@ class Trainer:
         set_learning_rate(state.optimizer, lr)
         inputs, targets = self.feed.take(state.step)
         loss = torch.zeros((), device=self.device)
-        accumulation = options.batch_size // self.microbatch
-        for x, y in zip(inputs.split(self.microbatch), targets.split(self.microbatch), strict=True):
-            part = self.loss(x, y) / accumulation
-            state.scaler.scale(part).backward()
+        pieces = list(zip(inputs.split(self.microbatch), targets.split(self.microbatch), strict=True))
+        for i, (x, y) in enumerate(pieces):
+            with self.spread.accumulating(last=i == len(pieces) - 1):
+                part = self.loss(x, y) / len(pieces)
+                state.scaler.scale(part).backward()
             loss += part.detach()
         state.scaler.unscale_(state.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), options.clip or math.inf).item()
-        loss_value = loss.item()
+        norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), options.clip or math.inf)
+        loss_value, norm_value = self._agree(loss, whole_tensor(norm))
         # With loss scaling an infinite gradient is normal: the scaler skips the step and lowers its scale.
         scaling = state.scaler.is_enabled() and state.scaler.get_scale() >= 1
         if self.range is not None:
-            self.range.feed(lr, loss_value if math.isfinite(norm) or scaling else norm)
-        if math.isfinite(loss_value) and (math.isfinite(norm) or scaling):
+            self.range.feed(lr, loss_value if math.isfinite(norm_value) or scaling else norm_value)
+        if math.isfinite(loss_value) and (math.isfinite(norm_value) or scaling):
             state.scaler.step(state.optimizer)
         else:
-            self._nonfinite(loss_value, norm)
+            self._nonfinite(loss_value, norm_value)
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
         state.step += 1
-        state.tokens += inputs.numel()
-        self._record(loss_value, lr, norm, inputs.numel(), time.perf_counter() - began)
+        n_token = self.config.tokens_per_step
+        state.tokens += n_token
+        seconds = time.perf_counter() - began
+        rate = n_token / seconds
+        speed = {
+            "tokens_per_second": round(rate, 1),
+            "mfu": round(rate * self.flops_per_token / self.peak, 4) if self.peak else None,
+            "memory_gib": round(memory_in_use(self.device), 3),
+        }
+        self.journal.step(loss_value, lr, norm_value, self.order.epoch(state.step), seconds, speed)
+
+    def _agree(self, loss: Tensor, norm: Tensor) -> tuple[float, float]:
+        """The loss over all ranks and the gradient's norm; and whether a signal has come to any of them."""
+        signal = loss.new_tensor(float(self.interrupt.requested is not None))
+        loss, norm, signal = self.world.total(torch.stack((loss, norm.to(loss.dtype), signal))) / self.world.size
+        loss_value, norm_value, share = torch.stack((loss, norm, signal)).tolist()
+        if share:
+            self.ending = self.interrupt.requested or "a signal to another rank"
+        return loss_value, norm_value
 
     def _profile_step(self) -> None:
         """A step like any other, and where its time goes."""
-        state, config, folder = self.state, self.config, self.run / "profile"
-        folder.mkdir(exist_ok=True)
+        state, config = self.state, self.config
+        folder = self.run / "profile" if self.world.main else None
         start = time.perf_counter()
         inputs, targets = self.feed.take(state.step)
         parts = {"data": Part(time.perf_counter() - start)}
-        loss = self._loss_of(state.model)
-        one = profile_model(state.model, loss, inputs[: self.microbatch], targets[: self.microbatch])
-        parts |= scaled(one, config.trainer.batch_size // self.microbatch)
-        seconds, optimizer = trace_step(self._take_step, self.device, folder / "trace.json")
-        n_trained = sum(p.numel() for p in state.model.parameters() if p.requires_grad)
+        one = profile_model(
+            state.model, self._loss_of(state.model), inputs[: self.microbatch], targets[: self.microbatch]
+        )
+        parts |= scaled(one, len(inputs) // self.microbatch)
+        seconds, optimizer = trace_step(self._take_step, self.device, folder)
         # AdamW reads weight, gradient and two moments and writes three of them.
-        parts["optimizer"] = Part(optimizer, 0.0, 28.0 * n_trained if config.optimizer.name == "adamw" else 0.0)
-        peak, bandwidth = self.peak or measure_matmul_peak(self.device), measure_bandwidth(self.device)
-        title = f"Step {state.step} of {config.model.name}, {config.tokens_per_step:,} tokens in {self.precision}"
-        self.display.note(write_table(parts, seconds, peak, bandwidth, title, folder / "profile.md"))
-
-    def _record(self, loss: float, lr: float, norm: float, n_token: int, seconds: float) -> None:
-        state, rate = self.state, n_token / seconds
-        mfu = rate * self.flops_per_token / self.peak if self.peak else None
-        line = {
-            "step": state.step,
-            "tokens": state.tokens,
-            "epoch": round(self.order.epoch(state.step), 6),
-            "loss": loss if math.isfinite(loss) else None,
-            "lr": lr,
-            "grad_norm": norm if math.isfinite(norm) else None,
-            "seconds": round(seconds, 6),
-            "tokens_per_second": round(rate, 1),
-            "mfu": None if mfu is None else round(mfu, 4),
-            "memory_gib": round(memory_in_use(self.device), 3),
-        }
-        self.log.write([line])
-        self.display.step(state.step, loss, seconds, rate, mfu)
+        parts["optimizer"] = Part(optimizer, 0.0, 28.0 * self.n_trained if config.optimizer.name == "adamw" else 0.0)
+        peak = self.peak / self.world.size if self.peak else measure_matmul_peak(self.device)
+        title = f"Step {state.step} of {config.model.name}, {inputs.numel():,} tokens in {self.precision}"
+        table = write_table(parts, seconds, peak, measure_bandwidth(self.device), title, folder)
+        self.journal.note(table)
 
     def _nonfinite(self, loss: float, norm: float) -> None:
         """Counts a skipped step, or stops the run."""
@@ -279,123 +313,112 @@ class Trainer:
         if options.nonfinite == "stop" or state.skipped == options.max_skipped:
             raise self._stopped(what)
         state.skipped += 1
-        self.display.note(f"{what}: skipped ({state.skipped} of at most {options.max_skipped})")
+        self.journal.note(f"{what}: skipped ({state.skipped} of at most {options.max_skipped})")
 
     def _stopped(self, what: str) -> NonFiniteLoss:
-        checkpoints = list_checkpoints(self.run)
-        good = f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "no checkpoint was written yet"
+        self.checkpoints.finish()
+        found = list_checkpoints(self.run)
+        good = f"the last good checkpoint is {found[-1]}" if found else "no checkpoint was written yet"
         return NonFiniteLoss(f"{what}: stopped; {good}; lower optimizer.lr, or set trainer.nonfinite=skip")
 
     def _held_out_loss(self, max_tokens: int | None) -> HeldOutLoss:
-        stream = self.corpus.validation
-        return held_out_loss(self.loss, stream, self.length, self.microbatch, self.device, self.precision, max_tokens)
+        return held_out_loss(
+            self.loss,
+            self.corpus.validation,
+            self.length,
+            self.microbatch,
+            self.device,
+            self.precision,
+            max_tokens,
+            self.world.rank,
+            self.world.size,
+            self.world.total,
+        )
 
     def _validate(self) -> HeldOutLoss:
-        state = self.state
-        result = self._held_out_loss(self.config.trainer.eval_tokens)
-        if not math.isfinite(result.loss):  # the weights themselves are spoilt: nothing to skip
-            raise self._stopped(f"step {state.step}: held-out loss {result.loss}")
-        line = {
-            "step": state.step,
-            "tokens": state.tokens,
-            "validation_loss": result.loss,
-            "bits_per_byte": result.bits_per_byte,
-            "validation_tokens": result.tokens,
-        }
-        self.log.write([line])
-        self.display.note(
-            f"step {state.step}: held-out loss {result.loss:.4f} nats/token, {result.bits_per_byte:.4f} bits/byte"
-        )
-        return result
+        found = self._held_out_loss(self.config.trainer.eval_tokens)
+        if not math.isfinite(found.loss):  # the weights themselves are spoilt: nothing to skip
+            raise self._stopped(f"step {self.state.step}: held-out loss {found.loss}")
+        self.journal.validation(found)
+        return found
 
-    def _measure_tasks(self, interrupt: Interrupt) -> None:
+    def _measure_tasks(self) -> None:
         """Those that are due at this step and not in metrics.jsonl yet; after the checkpoint, for they take long."""
         state, options = self.state, self.config.trainer
         due = state.step == self.total or _due(state.step, options.eval_tasks_every)
-        if not self.tasks or not due or not state.step:
+        if not options.eval_tasks or not due or not state.step:
             return
-        lines = [line for line in read_metrics(self.log.path) if line["step"] == state.step]
-        known = {key.partition("/")[0] for line in lines for key in line if "/" in key}
-        for task in self.tasks:
-            if interrupt.requested or task.name in known:
-                continue
-            try:
-                found = measure_downstream(state.model, self.corpus.tokenizer, task, options.eval_tasks_limit)
-            except Exception as error:  # tasks are other people's code, and no reason to lose a run
-                self.display.note(f"step {state.step}: {task.name} failed: {type(error).__name__}: {error}")
-                continue
-            self.log.write([{"step": state.step, "tokens": state.tokens, **found}])
-            shown = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
-            self.display.note(f"step {state.step}: {shown}")
+        model = self.spread.gathered()
+        if model is not None:
+            lines = [line for line in self.journal.lines() if line["step"] == state.step]
+            known = {key.partition("/")[0] for line in lines for key in line if "/" in key}
+            for task in self.tasks:
+                if self.interrupt.requested or task.name in known:
+                    continue
+                try:
+                    found = measure_downstream(model, self.corpus.tokenizer, task, options.eval_tasks_limit)
+                except Exception as error:  # tasks are other people's code, and no reason to lose a run
+                    self.journal.note(f"step {state.step}: {task.name} failed: {type(error).__name__}: {error}")
+                    continue
+                self.journal.write(found)
+                shown = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
+                self.journal.note(f"step {state.step}: {shown}")
+        self.world.wait()
 
-    def _sample(self, n_token: int) -> str:
-        options, model = self.config.trainer, self.state.model
-        if model.longest is not None:
-            prompt = self.corpus.tokenizer.encode(options.sample_prompt)
-            n_token = min(n_token, model.longest - max(1, len(prompt)))
-        return generate(
-            model,
-            self.corpus.tokenizer,
-            options.sample_prompt,
-            max_new_tokens=n_token,
-            temperature=0.8,
-            top_p=0.95,
-            seed=options.seed,
-        )
+    def _sample(self, n_token: int) -> str | None:
+        """What the model writes now; rank 0 has it."""
+        options, model = self.config.trainer, self.spread.gathered()
+        text = None
+        if model is not None:
+            if model.longest is not None:
+                prompt = self.corpus.tokenizer.encode(options.sample_prompt)
+                n_token = min(n_token, model.longest - max(1, len(prompt)))
+            text = generate(
+                model,
+                self.corpus.tokenizer,
+                options.sample_prompt,
+                max_new_tokens=n_token,
+                temperature=0.8,
+                top_p=0.95,
+                seed=options.seed,
+            )
+        self.world.wait()
+        return text
 
     def _finish(self) -> Outcome:
-        run, model, state = self.run, self.config.model, self.state
-        final = self._held_out_loss(max_tokens=None)
-        self.log.write(
-            [
-                {
-                    "step": state.step,
-                    "tokens": state.tokens,
-                    "final_loss": final.loss,
-                    "final_bits_per_byte": final.bits_per_byte,
-                    "validation_tokens": final.tokens,
-                }
-            ]
-        )
+        model = self.config.model
+        final, sample = self._held_out_loss(max_tokens=None), self._sample(n_token=120)
         title = f"{model.name} ({parameter_count(model) / 1e6:.2f}M parameters) on {self.config.data.name}"
-        draw_loss_curve(run / "metrics.jsonl", run / "loss.png", title)
-        sample = self._sample(n_token=120)
-        self.display.note(f"\nsample\n{sample}\n")
-        self.display.note(
-            f"{final.loss:.4f} nats/token, {final.bits_per_byte:.4f} bits/byte on all held-out text ({run}/loss.png)"
-        )
-        return Outcome(run, state.step, None, final, sample)
+        self.journal.end(final, sample, title)
+        return Outcome(self.run, self.state.step, None, final, sample)
 
     def _conclude(self, test: RangeTest) -> Outcome:
         """The end of a learning-rate range test."""
         if not test.rates:
             raise self._stopped(test.conclusion())
         title = f"{self.config.model.name} with {self.config.optimizer.name} on {self.config.data.name}"
-        test.draw(self.run / "lr_range.png", title)
-        self.display.note(f"{test.conclusion()} ({self.run}/lr_range.png)")
+        if self.world.main:
+            test.draw(self.run / "lr_range.png", title)
+        self.journal.note(f"{test.conclusion()} ({self.run}/lr_range.png)")
         return Outcome(self.run, self.state.step, None, None, None, test.suggested)
 
     def _introduce(self) -> None:
         config, state = self.config, self.state
         corpus = "cached" if self.corpus.cached else "prepared"
         peak = f", matmul peak {self.peak / 1e9:,.0f} GFLOP/s" if self.peak else ""
-        n_trained = sum(p.numel() for p in state.model.parameters() if p.requires_grad)
         n_all = parameter_count(config.model)
-        trained = "" if n_trained == n_all else f" ({n_trained:,} of them trained)"
+        trained = "" if self.n_trained == n_all else f" ({self.n_trained:,} of them trained)"
         origin = f", from {config.init_from}" if config.init_from else ""
-        self.display.note(
+        ranks = "" if self.world.parallel == "none" else f", {self.world.parallel} on {self.world.size} ranks"
+        self.journal.note(
             f"{config.model.name}{origin}: {n_all:,} parameters{trained}, {self.total} steps of "
             f"{config.tokens_per_step:,} tokens ({self.order.epoch(self.total):.2f} epochs)\n"
             f"{config.data.name}: {len(self.corpus.train):,} training and {len(self.corpus.validation):,} held-out "
             f"tokens ({corpus} in {self.corpus.folder})\n"
-            f"{self.device} in {self.precision}{peak}; run folder {self.run}"
+            f"{self.device} in {self.precision}{peak}{ranks}; run folder {self.run}"
         )
         if state.step:
-            self.display.note(f"continuing after step {state.step}")
-
-    def _open_log(self) -> MetricsLog:
-        step = self.state.step
-        return MetricsLog(self.run, step, open_tracker(self.config.logger, self.run, asdict(self.config), step))
+            self.journal.note(f"continuing after step {state.step}")
 
 
 def _given_tokenizer(config: TrainConfig, start: Path | None, origin: Origin | None) -> Tokenizer | None:

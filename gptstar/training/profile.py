@@ -141,8 +141,8 @@ def _within_hidden(model: GPT, parts: dict[str, Part], wait: Callable[[], None])
         del model.hidden
 
 
-def trace_step(step: Callable[[], None], device: torch.device, output: Path) -> tuple[float, float]:
-    """Runs an ordinary step under torch's profiler and writes its trace, for ui.perfetto.dev.
+def trace_step(step: Callable[[], None], device: torch.device, folder: Path | None) -> tuple[float, float]:
+    """Runs an ordinary step under torch's profiler and writes its trace, for ui.perfetto.dev, into `folder`.
 
     Seconds of the step, and those of the optimizer in it.
     """
@@ -155,7 +155,9 @@ def trace_step(step: Callable[[], None], device: torch.device, output: Path) -> 
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - start
-    trace.export_chrome_trace(str(output))
+    if folder is not None:
+        folder.mkdir(exist_ok=True)
+        trace.export_chrome_trace(str(folder / "trace.json"))
     inside = [e for e in trace.key_averages() if e.key.startswith("Optimizer.step#")]
     optimizer = max((max(e.cpu_time_total, e.device_time_total) / 1e6 for e in inside), default=0.0)
     return seconds, optimizer
@@ -167,9 +169,9 @@ def scaled(parts: dict[str, Part], times: int) -> dict[str, Part]:
 
 
 def write_table(
-    parts: dict[str, Part], ordinary: float, peak: float, bandwidth: float, title: str, output: Path
+    parts: dict[str, Part], ordinary: float, peak: float, bandwidth: float, title: str, folder: Path | None
 ) -> str:
-    """A page of Markdown; also returned. ordinary: seconds of a whole step, not taken apart."""
+    """A page of Markdown, profile.md; also returned. ordinary: seconds of a whole step, not taken apart."""
     total = sum(part.seconds for part in parts.values())
     lines = [
         f"# {title}",
@@ -186,7 +188,8 @@ def write_table(
         numbers = f"{part.flops / 1e9:,.1f} | {part.bytes / 1e6:,.1f} | {roof * 1e3:,.2f}"
         lines.append(f"| {name} | {part.seconds * 1e3:,.2f} | {part.seconds / total:.1%} | {numbers} | {times} |")
     text = "\n".join(lines) + "\n"
-    output.write_text(text)
+    if folder is not None:
+        (folder / "profile.md").write_text(text)
     return text
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +13,10 @@ from gptstar.errors import UserError
 from gptstar.model.adapters import is_adapter
 from gptstar.model.config import ModelConfig
 from gptstar.model.transformer import GPT
+from gptstar.pretrained.empty import empty_model
 from gptstar.pretrained.load import load
 from gptstar.pretrained.star_archive import is_star_archive, read_moments
+from gptstar.training.spread import like_its_parameter
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,13 @@ def begin_optimizer_with(origin: Origin, model: GPT, optimizer: torch.optim.Opti
         return
     step = max(parts["step"] for parts in origin.moments.values())
     for kind in ("exp_avg", "exp_avg_sq"):
-        shadow = copy.deepcopy(model)
+        shadow = empty_model(model.config, model.device, torch.float32, torch.float32)
         for parameter in shadow.parameters():
             parameter.detach().zero_()
         _fill(shadow, {name: parts[kind] for name, parts in origin.moments.items()})
         for parameter, moment in zip(model.parameters(), shadow.parameters(), strict=True):
             if parameter.requires_grad:
-                optimizer.state[parameter][kind] = moment.detach()
+                optimizer.state[parameter][kind] = like_its_parameter(moment.detach(), parameter)
                 optimizer.state[parameter]["step"] = step.clone().to(parameter.device)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from gptstar.model.transformer import GPT
+from gptstar.training.spread import like_its_parameter
 
 
 @dataclass
@@ -25,10 +27,10 @@ class TrainState:
         """The plain numbers, for JSON."""
         return {"step": self.step, "tokens": self.tokens, "skipped": self.skipped, "corpus": self.corpus}
 
-    def tensors(self) -> dict:
+    def tensors(self, with_moments: bool = True) -> dict:
         """Optimizer moments, loss scale and random states, of types that torch.load(weights_only=True) accepts."""
         return {
-            "optimizer": self.optimizer.state_dict(),
+            **({"optimizer": self.optimizer.state_dict()} if with_moments else {}),
             "scaler": self.scaler.state_dict(),
             "torch_rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -37,12 +39,21 @@ class TrainState:
     def restore(self, counters: dict, tensors: dict) -> None:
         """The inverse of `counters` and `tensors`; the model's weights are restored by themselves."""
         self.step, self.tokens, self.skipped = counters["step"], counters["tokens"], counters["skipped"]
-        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(tensors["optimizer"])
-        for group, ours in zip(self.optimizer.param_groups, settings, strict=True):
-            group.update(ours)  # moments are the run's; weight decay and betas are this configuration's
+        if "optimizer" in tensors:
+            self._restore_moments(tensors["optimizer"])
         if tensors["scaler"] and self.scaler.is_enabled():  # a run may go on in another precision
             self.scaler.load_state_dict(tensors["scaler"])
         torch.set_rng_state(tensors["torch_rng"])
         if len(tensors["cuda_rng"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(tensors["cuda_rng"])
+
+    def _restore_moments(self, saved: dict) -> None:
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for index, moments in saved.get("state", {}).items():
+            for key, value in moments.items():
+                if isinstance(value, Tensor):
+                    moments[key] = like_its_parameter(value, parameters[index])
+        self.optimizer.load_state_dict(saved)
+        for group, ours in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(ours)  # moments are the run's; weight decay and betas are this configuration's

@@ -9,9 +9,10 @@ from gptstar.errors import UserError
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.native import list_checkpoints
 from gptstar.training import checkpoint as module
-from gptstar.training.checkpoint import restore_checkpoint, save_checkpoint
+from gptstar.training.checkpoint import Checkpoints, restore_checkpoint, restore_weights
 from gptstar.training.optimizers import OptimizerConfig, build_optimizer
 from gptstar.training.state import TrainState
+from gptstar.training.world import World
 from support import tiny_model
 
 TOKENIZER = train_tokenizer(["a b c"], TokenizerConfig(vocab_size=260))
@@ -23,6 +24,15 @@ def new_state(seed: int = 0, scaler=None, **optimizer) -> TrainState:
     return TrainState(
         model, build_optimizer(model, OptimizerConfig(**optimizer)), scaler or torch.amp.GradScaler("cpu"), "key"
     )
+
+
+def save(run: Path, state: TrainState, keep_last: int, loss: float | None) -> Path:
+    return Checkpoints(run, TOKENIZER, keep_last, World(torch.device("cpu"))).save(state, loss)
+
+
+def restore(folder: Path, state: TrainState) -> None:
+    restore_weights(folder, state.model)
+    restore_checkpoint(folder, state)
 
 
 def advance(state: TrainState) -> None:
@@ -37,10 +47,10 @@ def advance(state: TrainState) -> None:
 def test_everything_that_decides_the_future_comes_back(tmp_path):
     state = new_state()
     advance(state)
-    saved = save_checkpoint(tmp_path, state, TOKENIZER, 2, 1.5)
+    saved = save(tmp_path, state, 2, 1.5)
     advance(state)
     other = new_state(seed=1)
-    restore_checkpoint(saved, other)
+    restore(saved, other)
     assert other.counters() == {"step": 1, "tokens": 16, "skipped": 0, "corpus": "key"}
     advance(other)
     for a, b in zip(state.model.parameters(), other.model.parameters(), strict=True):
@@ -51,7 +61,7 @@ def test_weight_decay_follows_the_new_configuration_not_the_old_checkpoint(tmp_p
     state = new_state(weight_decay=0.1)
     advance(state)
     other = new_state(weight_decay=0.3)
-    restore_checkpoint(save_checkpoint(tmp_path, state, TOKENIZER, 2, None), other)
+    restore(save(tmp_path, state, 2, None), other)
     assert [g["weight_decay"] for g in other.optimizer.param_groups] == [0.3, 0.0]
 
 
@@ -59,22 +69,22 @@ def test_weight_decay_follows_the_new_configuration_not_the_old_checkpoint(tmp_p
 def test_a_run_may_go_on_in_another_precision(tmp_path, before):
     state = new_state(scaler=torch.amp.GradScaler("cpu", enabled=before))
     advance(state)
-    saved = save_checkpoint(tmp_path, state, TOKENIZER, 2, None)
-    restore_checkpoint(saved, new_state(scaler=torch.amp.GradScaler("cpu", enabled=not before)))
+    saved = save(tmp_path, state, 2, None)
+    restore(saved, new_state(scaler=torch.amp.GradScaler("cpu", enabled=not before)))
 
 
 def test_another_corpus_is_refused(tmp_path):
     state, other = new_state(), new_state()
-    saved = save_checkpoint(tmp_path, state, TOKENIZER, 2, None)
+    saved = save(tmp_path, state, 2, None)
     other.corpus = "other"
     with pytest.raises(UserError, match=r"corpus or its tokenizer is not what the run was trained on .*key, now other"):
-        restore_checkpoint(saved, other)
+        restore(saved, other)
 
 
 def test_a_failed_write_is_reported_and_touches_no_older_checkpoint(tmp_path, monkeypatch):
     state = new_state()
     advance(state)
-    first = save_checkpoint(tmp_path, state, TOKENIZER, 1, None)
+    first = save(tmp_path, state, 1, None)
     before = {p: p.read_bytes() for p in first.rglob("*") if p.is_file()}
     advance(state)
 
@@ -85,7 +95,7 @@ def test_a_failed_write_is_reported_and_touches_no_older_checkpoint(tmp_path, mo
     with pytest.raises(
         UserError, match=r"step-00000002 cannot be written .*No space left.*older checkpoints are untouched"
     ):
-        save_checkpoint(tmp_path, state, TOKENIZER, 1, None)
+        save(tmp_path, state, 1, None)
     assert {p: p.read_bytes() for p in first.rglob("*") if p.is_file()} == before
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [first.name]
 
@@ -94,7 +104,7 @@ def test_half_written_and_half_removed_folders_are_never_seen_and_cleared_later(
     state = new_state()
     advance(state)
     (tmp_path / "checkpoints" / ".step-00000007.part").mkdir(parents=True)
-    save_checkpoint(tmp_path, state, TOKENIZER, 1, None)
+    save(tmp_path, state, 1, None)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
 
 
@@ -102,7 +112,7 @@ def test_the_last_k_and_the_best_are_kept(tmp_path):
     state = new_state()
     for loss in (3.0, 1.0, None, 2.0, 4.0):
         advance(state)
-        save_checkpoint(tmp_path, state, TOKENIZER, 2, loss)
+        save(tmp_path, state, 2, loss)
     assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000002", "step-00000004", "step-00000005"]
 
 
@@ -110,18 +120,18 @@ def test_the_last_k_and_the_best_are_kept(tmp_path):
 def test_a_damaged_training_folder_is_named(tmp_path, file):
     state = new_state()
     advance(state)
-    saved = save_checkpoint(tmp_path, state, TOKENIZER, 1, None)
+    saved = save(tmp_path, state, 1, None)
     path = saved / "training" / file
     path.write_bytes(path.read_bytes()[:5])
     with pytest.raises(UserError, match=r"step-00000001: training/ is damaged"):
-        restore_checkpoint(saved, new_state())
+        restore(saved, new_state())
 
 
 def test_weights_only_cannot_be_resumed(tmp_path):
     state = new_state()
-    saved = save_checkpoint(tmp_path, state, TOKENIZER, 1, None)
+    saved = save(tmp_path, state, 1, None)
     for path in (saved / "training").iterdir():
         os.remove(path)
     Path(saved / "training").rmdir()
     with pytest.raises(UserError, match="weights only"):
-        restore_checkpoint(saved, state)
+        restore(saved, state)

@@ -38,8 +38,8 @@ def test_the_roofline_is_the_slower_of_the_two():
 
 def test_a_page_says_it_all(tmp_path):
     parts = {"a": Part(0.003, 2e9, 1e6), "b": Part(0.001)}
-    page = write_table(parts, 0.005, 1e12, 1e9, "title", tmp_path / "p.md")
-    assert (tmp_path / "p.md").read_text() == page
+    page = write_table(parts, 0.005, 1e12, 1e9, "title", tmp_path)
+    assert (tmp_path / "profile.md").read_text() == page
     assert "| a | 3.00 | 75.0% | 2.0 | 1.0 | 2.00 | 1.5 |" in page and "| b | 1.00 | 25.0% |" in page
 
 

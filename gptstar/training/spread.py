@@ -1,0 +1,130 @@
+"""How a model lies on the processes that train it: whole on one, a copy on each (DDP), or in shards (FSDP)."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from gptstar.device import DTYPES, pick_precision
+from gptstar.errors import UserError
+from gptstar.model.transformer import GPT
+from gptstar.pretrained.empty import empty_model
+from gptstar.training.config import TrainConfig
+from gptstar.training.world import World
+
+
+class Whole:
+    """One process with the whole model.
+
+    model: the GPT itself, whose parameters an optimizer takes. run: what computes with it, compiled if wanted.
+    """
+
+    def __init__(self, model: GPT, world: World, precision: str, compiled: bool) -> None:
+        self.model, self.world = model, world
+        self.run = cast(GPT, torch.compile(model, dynamic=False) if compiled else model)
+
+    def accumulating(self, last: bool) -> AbstractContextManager:
+        """Around forward and backward of a microbatch: ranks exchange gradients at the last one only."""
+        return nullcontext()
+
+    def gathered(self) -> GPT | None:
+        """The whole model on rank 0, to sample from and to evaluate; None elsewhere. All ranks have to ask for it."""
+        return self.model if self.world.main else None
+
+
+class Replicated(Whole):
+    """A copy on each process; gradients are averaged while the backward pass runs (Li et al., arXiv:2006.15704)."""
+
+    def __init__(self, model: GPT, world: World, precision: str, compiled: bool) -> None:
+        super().__init__(model, world, precision, compiled)
+        devices = [world.device.index] if world.device.type == "cuda" else None
+        self._wrapped = DistributedDataParallel(
+            self.run, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False
+        )
+        self.run = cast(GPT, self._wrapped)
+
+    def accumulating(self, last: bool) -> AbstractContextManager:
+        return nullcontext() if last else self._wrapped.no_sync()
+
+
+class Sharded(Whole):
+    """Weights, gradients and moments in as many shards as there are processes; a block's weights are gathered while it
+    computes (ZeRO-3: Rajbhandari et al., arXiv:1910.02054; torch's `fully_shard`, one group a block and one for the
+    rest).
+
+    In half precision blocks are gathered in it, and gradients are averaged in fp32. Embedding, head and the stream
+    between the blocks stay as autocast has them on one device.
+    """
+
+    def __init__(self, model: GPT, world: World, precision: str, compiled: bool) -> None:
+        self.model, self.run, self.world = model, model, world
+        mesh = init_device_mesh(world.device.type, (world.size,))
+        half = MixedPrecisionPolicy(DTYPES[precision], torch.float32, cast_forward_inputs=False)
+        policy = MixedPrecisionPolicy() if precision == "fp32" else half
+        for block in model.blocks:
+            if compiled:  # a block each, because gathering happens between them
+                block.compile(dynamic=False)
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(model, mesh=mesh)
+
+    def accumulating(self, last: bool) -> AbstractContextManager:
+        self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
+        return nullcontext()
+
+    @torch.no_grad()
+    def gathered(self) -> GPT | None:
+        copy = (
+            empty_model(self.model.config, self.world.device, torch.float32, torch.float32) if self.world.main else None
+        )
+        targets = copy.parameters() if copy is not None else iter(())
+        for parameter in self.model.parameters():
+            whole = whole_tensor(parameter)
+            if copy is not None:
+                next(targets).copy_(whole)
+        return copy
+
+
+SHARDABLE = ("adamw", "lion")  # optimizers that move every weight by itself
+SPREADS: dict[str, type[Whole]] = {"none": Whole, "ddp": Replicated, "fsdp": Sharded}
+
+
+def check_spread(config: TrainConfig, world: World) -> None:
+    """Raises UserError for what cannot be trained on these ranks."""
+    batch, microbatch = config.trainer.batch_size, config.trainer.microbatch
+    if batch % world.size:
+        raise UserError(
+            f"trainer.batch_size={batch} cannot be divided among {world.size} ranks: choose a multiple of {world.size}"
+        )
+    if isinstance(microbatch, int) and batch // world.size % microbatch:
+        raise UserError(
+            f"trainer.microbatch={microbatch} does not divide the {batch // world.size} sequences of a rank: lower it"
+        )
+    if world.parallel != "fsdp":
+        return
+    if config.optimizer.name not in SHARDABLE:
+        raise UserError(
+            f"optimizer={config.optimizer.name} needs whole matrices, which trainer.parallel=fsdp cuts up: choose one "
+            f"of {', '.join(SHARDABLE)}, or trainer.parallel=ddp"
+        )
+    if pick_precision(config.trainer.precision, world.device) == "fp16":
+        raise UserError("trainer.precision=fp16 scales the loss, which trainer.parallel=fsdp cannot: choose bf16")
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """A tensor that may be in shards, put together; all ranks have to ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like_its_parameter(whole: Tensor, parameter: Tensor) -> Tensor:
+    """This rank's shard of what every rank has whole, cut as the parameter is; anything of another shape as it is."""
+    if not isinstance(parameter, DTensor) or whole.shape != parameter.shape:
+        return whole
+    whole = whole.to(parameter.device)
+    return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)

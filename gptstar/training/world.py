@@ -1,0 +1,138 @@
+"""The processes that train one model together, started by torchrun (or a job of Slurm's): who they are, how they agree.
+
+Rank 0 decides and writes: whatever may be refused is refused by it alone, and the others learn what it found. Every
+wait for another rank ends after `trainer.timeout` seconds, but for work that only rank 0 does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gptstar.device import pick_device
+from gptstar.errors import UserError
+
+T = TypeVar("T")
+PARALLEL = ("auto", "none", "ddp", "fsdp")
+PATIENCE = timedelta(days=7)  # while rank 0 prepares a corpus or evaluates
+# What gloo and NCCL say when another process is gone or silent.
+SIGNS = ("closed by peer", "Connection reset", "Timed out", "timed out", "Broken pipe", "NCCL", "Gloo", "gloo", "store")
+
+
+class LostRank(UserError):
+    """Another rank died, or did not answer in time."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all of them.
+
+    parallel: none, ddp or fsdp. agreement: a group for objects and long waits, on the CPU.
+    """
+
+    device: torch.device
+    parallel: str = "none"
+    rank: int = 0
+    size: int = 1
+    agreement: dist.ProcessGroup | None = None
+
+    @property
+    def main(self) -> bool:
+        """Whether this is rank 0, which writes."""
+        return self.rank == 0
+
+    def same(self, value: T) -> T:
+        """Rank 0's value, everywhere."""
+        if self.agreement is None:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.agreement)
+        return box[0]
+
+    def decided(self, work: Callable[[], T]) -> T:
+        """What `work` gives on rank 0, everywhere; the others wait."""
+        return self.same(work() if self.main else None)  # type: ignore[return-value, arg-type]
+
+    def first(self, work: Callable[[], T]) -> T:
+        """What `work` gives, done by rank 0 first and then by the others: they find what it has left in a cache."""
+        if self.main:
+            result = work()
+        self.wait()
+        return result if self.main else work()
+
+    def wait(self) -> None:
+        """Until all have come here, however long that takes."""
+        if self.agreement is not None:
+            dist.barrier(self.agreement)
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over ranks, in place."""
+        if self.agreement is not None:
+            dist.all_reduce(values)
+        return values
+
+    def least(self, value: int) -> int:
+        """The smallest over ranks."""
+        if self.agreement is None:
+            return value
+        found = torch.tensor(value)
+        dist.all_reduce(found, dist.ReduceOp.MIN, self.agreement)
+        return int(found)
+
+
+def launched() -> bool:
+    """Whether torchrun, or what sets the same variables, started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+@contextmanager
+def open_world(parallel: str, device: str, timeout: float) -> Iterator[World]:
+    """Joins the other processes while entered. Raises UserError where the launch and the configuration disagree,
+    and LostRank for what torch raises when another process is gone.
+    """
+    if not launched():
+        if parallel in ("ddp", "fsdp"):
+            raise UserError(
+                f"trainer.parallel={parallel} needs several processes: start it with torchrun "
+                "--nproc-per-node=N train.py ..., or set trainer.parallel=none"
+            )
+        yield World(pick_device(device))
+        return
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if parallel == "none" and size > 1:
+        raise UserError(
+            f"trainer.parallel=none, but {size} processes were started: choose ddp or fsdp, or start one process"
+        )
+    place = _place(device)
+    kind = ("ddp" if size > 1 else "none") if parallel == "auto" else parallel
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        yield World(place, kind, rank, size, dist.new_group(backend="gloo", timeout=PATIENCE))
+    except RuntimeError as error:  # torch's own DistErrors are RuntimeErrors too
+        if isinstance(error, dist.DistError) or any(sign in str(error) for sign in SIGNS):
+            reason = " ".join(str(error).split())[:160]
+            what = f"rank {rank} of {size} lost another one, or waited {timeout:g} s for it ({reason})"
+            raise LostRank(f"{what}: resume the run, or start torchrun with --max-restarts") from error
+        raise
+    dist.destroy_process_group()  # not after an error: it may wait for processes that are gone
+
+
+def _place(device: str) -> torch.device:
+    """The device of this process: the one of its number, where the machine has several."""
+    if device not in ("auto", "cuda") or not torch.cuda.is_available():
+        return pick_device(device)
+    local, n_device = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local >= n_device:
+        raise UserError(f"process {local} of this machine has no GPU, there are {n_device}: lower --nproc-per-node")
+    return torch.device("cuda", local)
