@@ -16,6 +16,7 @@ if __name__ == "__main__":
 
     from rich.console import Console
 
+    from gptstar.errors import complain
     from gptstar.training.config import TrainConfig
     from gptstar.training.loop import EXIT_NONFINITE, NonFiniteLoss, train
 
@@ -24,10 +25,12 @@ if __name__ == "__main__":
         try:
             outcome = train(config, Console())
         except NonFiniteLoss as error:
-            print(f"error: {error}", file=sys.stderr)
+            complain(error)
             sys.exit(EXIT_NONFINITE)
         if outcome.interrupted:
             sys.exit(EXIT_INTERRUPTED)
+        if os.environ.get("RANK", "0") != "0":
+            return
         here = os.path.relpath(sys.executable)
         python = here if not here.startswith("..") else "python"
         if outcome.suggested_lr is not None:

@@ -25,7 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gptstar.errors import UserError
+from gptstar.errors import UserError, complain
 from gptstar.model.config import ModelConfig
 
 EXIT_BAD_INPUT = 2
@@ -97,7 +97,7 @@ def _mistakes_in_one_line(schema: type) -> Iterator[None]:
     try:
         yield
     except (UserError, HydraException, OmegaConfBaseException) as error:
-        print(f"error: {_one_line(error, schema)}", file=sys.stderr)
+        complain(_one_line(error, schema))
         sys.exit(EXIT_BAD_INPUT)
 
 
@@ -111,10 +111,16 @@ def _checked(config: DictConfig, schema: type) -> Any:
     """The dataclass, after its own checks; a resumed run's own configuration with this command line's changes."""
     output = Path(HydraConfig.get().runtime.output_dir)
     try:
-        if "resume" in config and config.resume:
+        begun = (output / "config.yaml").is_file()
+        if "resume" in config and (config.resume == "auto" or _started_again()) and begun:
+            config.resume = str(output)
+            config = _resumed(config, schema, same_command=True)
+        elif "resume" in config and config.resume and config.resume != "auto":
             config = _resumed(config, schema)
         elif "init_from" in config and config.init_from:
             config = _shaped_like_origin(config)
+        if "resume" in config and config.resume == "auto":
+            config.resume = None
         if "run_dir" in config:
             config.run_dir = os.path.relpath(output) if output.is_relative_to(Path.cwd()) else str(output)
         missing = sorted(OmegaConf.missing_keys(config))
@@ -125,8 +131,16 @@ def _checked(config: DictConfig, schema: type) -> Any:
         raise UserError(str(error)) from error
 
 
-def _resumed(config: DictConfig, schema: type) -> DictConfig:
-    """The configuration the run was started with, changed by what this command line names."""
+def _started_again() -> bool:
+    """Whether a launcher runs this command once more, after a process was lost or a job preempted."""
+    return any(int(os.environ.get(key) or 0) > 0 for key in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+
+
+def _resumed(config: DictConfig, schema: type, same_command: bool = False) -> DictConfig:
+    """The configuration the run was started with, changed by what this command line names.
+
+    same_command: whether it is the one that the run was started with.
+    """
     from gptstar.pretrained.native import find_run, read_run_config
 
     saved = read_run_config(find_run(config.resume))
@@ -134,11 +148,14 @@ def _resumed(config: DictConfig, schema: type) -> DictConfig:
     assert isinstance(merged, DictConfig)
     for override in HydraConfig.get().overrides.task:
         key = override.partition("=")[0].lstrip("+").replace("/", ".")
+        if same_command and key in ("init_from", "experiment", "resume"):
+            continue
         if key == "init_from":
             raise UserError(f"resume={config.resume} goes on with the run's own weights: leave init_from=... out")
         if key == "experiment":
             raise UserError(f"resume={config.resume} continues the run's own configuration: leave {override} out")
         OmegaConf.update(merged, key, OmegaConf.select(config, key))
+    merged.resume = config.resume
     return merged
 
 
@@ -163,9 +180,14 @@ def _shaped_like_origin(config: DictConfig) -> DictConfig:
 
 
 def _default_run_dir(resume: str | None) -> str:
-    """Where a run goes that was not told: into the run it continues, or runs/ and the time."""
+    """Where a run goes that was not told: into the run it continues, or runs/ and the time; under torchrun runs/ and
+    what all its processes know, restarted ones too.
+    """
     if resume and (Path(resume).expanduser() / "config.yaml").is_file():
         return str(Path(resume).expanduser())
+    job = os.environ.get("TORCHELASTIC_RUN_ID")
+    if job:
+        return f"runs/job-{os.getppid() if job == 'none' else job}"
     return f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}"
 
 

@@ -2,6 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import time
+
+GRACE = 3.0  # seconds
+
 
 class UserError(Exception):
     """Says in one line what is wrong: the thing, its value, the remedy. Doors print it without a traceback."""
+
+
+def complain(error: object) -> None:
+    """One line on stderr.
+
+    Of several ranks that fail alike the first is to be heard: the others wait until its end has ended them too, and
+    speak only where it goes on.
+    """
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        time.sleep(GRACE)
+    print(f"error: {error}" if rank == "0" else f"error (rank {rank}): {error}", file=sys.stderr, flush=True)

@@ -5,12 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LayerNorm(nn.LayerNorm):
+    """torch's, for input of more bits than its weights: a sharded model gathers those in half precision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = _no_narrower(self.weight, x), _no_narrower(self.bias, x)
+        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+
+
+class RMSNorm(nn.RMSNorm):
+    """Likewise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, _no_narrower(self.weight, x), self.eps)
+
+
+def _no_narrower(parameter: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if parameter is None else parameter.to(torch.promote_types(parameter.dtype, x.dtype))
+
 
 NORMS: dict[str, Callable[..., nn.Module]] = {
-    "layernorm": nn.LayerNorm,  # Ba et al., arXiv:1607.06450
-    "layernorm_nobias": partial(nn.LayerNorm, bias=False),
-    "rmsnorm": nn.RMSNorm,  # Zhang & Sennrich, arXiv:1910.07467: no mean, no bias
+    "layernorm": LayerNorm,  # Ba et al., arXiv:1607.06450
+    "layernorm_nobias": partial(LayerNorm, bias=False),
+    "rmsnorm": RMSNorm,  # Zhang & Sennrich, arXiv:1910.07467: no mean, no bias
 }
 
 

@@ -20,6 +20,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.fsdp import FSDPModule
 
 FOLDER = "distributed"
 # What torch raises for a folder that is damaged.
@@ -38,6 +39,8 @@ def write_shards(
 
     group: of its own, for a thread uses it meanwhile. All ranks have to call this.
     """
+    if isinstance(model, FSDPModule):
+        model.reshard()  # after a forward pass without a backward one it is still gathered in part
     tensors = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():

@@ -148,7 +148,8 @@ class TrainConfig:
     """A whole run.
 
     run_dir    the folder it writes
-    resume     a run folder: continue there; or one of its checkpoints: continue from that one in a new run_dir
+    resume     a run folder: continue there; or one of its checkpoints: continue from that one in a new run_dir; auto:
+               continue in run_dir if a run has begun there. What a launcher starts again does so by itself
     init_from  a trained model, anything `gptstar.load` takes, whose weights a new run starts from (from a GPT* archive
                with full state the optimizer's moments too). On the command line it also brings its shape, which
                model.KEY=... may change where the weights still fit, and its tokenizer

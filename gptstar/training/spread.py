@@ -45,9 +45,7 @@ class Replicated(Whole):
     def __init__(self, model: GPT, world: World, precision: str, compiled: bool) -> None:
         super().__init__(model, world, precision, compiled)
         devices = [world.device.index] if world.device.type == "cuda" else None
-        self._wrapped = DistributedDataParallel(
-            self.run, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False
-        )
+        self._wrapped = DistributedDataParallel(self.run, device_ids=devices, gradient_as_bucket_view=True)
         self.run = cast(GPT, self._wrapped)
 
     def accumulating(self, last: bool) -> AbstractContextManager:
@@ -80,6 +78,7 @@ class Sharded(Whole):
 
     @torch.no_grad()
     def gathered(self) -> GPT | None:
+        self.model.reshard()  # type: ignore[operator]  # after a validation it is still gathered in part
         copy = (
             empty_model(self.model.config, self.world.device, torch.float32, torch.float32) if self.world.main else None
         )
