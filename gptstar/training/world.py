@@ -7,15 +7,18 @@ wait for another rank ends after `trainer.timeout` seconds, but for work that on
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from gptstar.device import pick_device
 from gptstar.errors import UserError
@@ -117,7 +120,9 @@ def open_world(parallel: str, device: str, timeout: float) -> Iterator[World]:
         torch.cuda.set_device(place)
     backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        store, _, _ = next(rendezvous("env://", rank, size, timeout=timedelta(seconds=timeout)))
+        store = _unwritten_part(store, rank, size, timeout)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
         yield World(place, kind, rank, size, dist.new_group(backend="gloo", timeout=PATIENCE))
     except RuntimeError as error:  # torch's own DistErrors are RuntimeErrors too
         if isinstance(error, dist.DistError) or any(sign in str(error) for sign in SIGNS):
@@ -126,6 +131,30 @@ def open_world(parallel: str, device: str, timeout: float) -> Iterator[World]:
             raise LostRank(f"{what}: resume the run, or start torchrun with --max-restarts") from error
         raise
     dist.destroy_process_group()  # not after an error: it may wait for processes that are gone
+
+
+def _unwritten_part(store: dist.Store, rank: int, size: int, timeout: float) -> dist.Store:
+    """A part of the launcher's store that no process has written to which was killed and started again since.
+
+    The store outlives them, and with it the addresses they had. So every process says hello by a new name, and rank 0
+    answers by that name, until all have heard from it. Raises RuntimeError where one does not come.
+    """
+    own, end = uuid4().hex, time.monotonic() + timeout
+    if rank:
+        store.set(f"hello/{rank}", own)
+        part = store.get(f"welcome/{own}").decode()  # waits for it
+        store.set(f"{part}/{rank}", "here")
+        return dist.PrefixStore(part, store)
+    missing = list(range(1, size))
+    while missing:
+        if time.monotonic() > end:
+            raise RuntimeError(f"Timed out waiting for rank {missing[0]}")
+        for other in missing:
+            if store.check([f"hello/{other}"]):
+                store.set(f"welcome/{store.get(f'hello/{other}').decode()}", own)
+        time.sleep(0.01)
+        missing = [other for other in missing if not store.check([f"{own}/{other}"])]
+    return dist.PrefixStore(own, store)
 
 
 def _place(device: str) -> torch.device:
