@@ -126,6 +126,7 @@ class Trainer:
             freeze_all_but_adapters(model)
         model = model.to(device)
         model.recomputed = options.recompute
+        model.attention_kernel = options.attention
         scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.state = TrainState(model, build_optimizer(model, config.optimizer), scaler, corpus.key)
         if origin is not None:
