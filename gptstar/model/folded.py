@@ -22,8 +22,11 @@ class FoldedAttention(Kernel):
     Softmax is blind to what a whole row shares, so slope * j is enough, and j is counted from the middle, which halves
     the numbers. One channel would round j to 8 bits in bf16. Here j = 128 a + b, and keys hold the whole numbers
     [a, b, a, b], queries [128 h, h, 128 l, l] with slope / scale = h + l, h and l in bf16: products and factors of 128
-    are exact, the bias stays linear in j, and the slope is right to 2^-17.
+    are exact, the bias stays linear in j, and the slope is right to 2^-17. It is not for training the slopes: their
+    gradient is a small sum of terms as large as j, each rounded to bf16, and came out up to 40% wrong.
     """
+
+    allow_cudnn = True
 
     def __init__(self, view: View) -> None:
         super().__init__(view)
@@ -33,10 +36,11 @@ class FoldedAttention(Kernel):
             return
         size, device = view.case.config.head_size, view.slot.device
         half = view.dtype in (torch.bfloat16, torch.float16)
-        cudnn = half and compute_capability(device) >= (9, 0) and torch.backends.cuda.cudnn_sdp_enabled()
-        self.width, self.value_width = folded_widths(size, cudnn)
-        # Beyond 128 channels cuDNN has no backward pass for equal widths, and SDPA would try it first.
-        self.avoid_cudnn = device.type == "cuda" and self.width == self.value_width > 128
+        fit = half and compute_capability(device) >= (9, 0) and torch.backends.cuda.cudnn_sdp_enabled()
+        self.width, self.value_width = folded_widths(size, fit and self.allow_cudnn)
+        # Beyond 128 channels cuDNN has no backward pass for equal widths, and on Hopper SDPA would try it first.
+        unfit = not self.allow_cudnn or self.width == self.value_width > 128
+        self.avoid_cudnn = device.type == "cuda" and unfit
         query_HE, key_SE = fold(slopes_H / self.scale, view.case.n_key)
         rest = (0, self.width - size - N_FOLDED)
         self.bias = F.pad(query_HE, rest).to(view.dtype)[None, :, None], F.pad(key_SE, rest).to(view.dtype)
@@ -45,6 +49,8 @@ class FoldedAttention(Kernel):
     def obstacle(case: Case) -> str | None:
         if case.scheme.bias_kind == "table":
             return "with a bias that is not linear in the distance (model.position)"
+        if case.trains_slopes:
+            return "to train the slopes themselves (model.position), whose gradient it rounds away"
         if case.config.head_size + N_FOLDED > 256:
             return f"with more than {256 - N_FOLDED} channels a head (model.d_head)"
         if case.n_key > FOLDED_LONGEST:

@@ -24,7 +24,7 @@ def pick_kernel(case: Case, choice: str = "auto") -> str:
 
     - Whole sequences on CUDA, a bias linear in the distance (ALiBi), no mask beside causality, no soft-cap: folded. It
       is the only one that leaves SDPA its fastest kernels.
-    - Other masks or a soft-cap there, in training or compiled: flex, which skips hidden blocks and makes no dense bias.
+    - Other masks, a soft-cap or slopes in training there: flex, which skips hidden blocks and makes no dense bias.
       It is compiled for a shape, so uncompiled evaluation of many lengths does without.
     - All else: SDPA, and dense where a soft-cap rules it out. On a CPU SDPA is the only fused kernel that also has a
       backward pass with a bias.
@@ -41,8 +41,8 @@ def pick_kernel(case: Case, choice: str = "auto") -> str:
     if case.device == "cuda" and case.whole:
         if case.scheme.bias_kind == "linear" and FoldedAttention.obstacle(case) is None:
             return "folded"
-        masked = case.window or case.documents or case.config.score_softcap
-        if masked and (case.gradients or case.compiled) and FlexAttention.obstacle(case) is None:
+        unfit = case.window or case.documents or case.config.score_softcap or case.trains_slopes
+        if unfit and (case.gradients or case.compiled) and FlexAttention.obstacle(case) is None:
             return "flex"
     return "dense" if case.config.score_softcap else "sdpa"
 

@@ -35,6 +35,12 @@ class Case:
     gradients: bool = True
     compiled: bool = False
 
+    @property
+    def trains_slopes(self) -> bool:
+        """Whether a gradient is wanted for the slopes of a linear bias."""
+        trained = any(parameter.requires_grad for parameter in self.scheme.parameters())
+        return self.gradients and self.scheme.bias_kind == "linear" and trained
+
 
 @dataclass(frozen=True)
 class View:

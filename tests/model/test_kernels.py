@@ -203,7 +203,9 @@ def on_cuda(position="alibi", **changes) -> Case:
     ("case", "name"),
     [
         (on_cuda(), "folded"),
-        (on_cuda("alibi_learned"), "folded"),
+        (on_cuda("alibi_learned"), "flex"),
+        (on_cuda("alibi_learned", gradients=False), "folded"),
+        (on_cuda("alibi_learned", d_head=8), "sdpa"),
         (on_cuda(gradients=False), "folded"),
         (on_cuda("rotary"), "sdpa"),
         (on_cuda("relative"), "sdpa"),
@@ -234,6 +236,7 @@ def test_auto(case, name):
     ("choice", "case", "reason"),
     [
         ("folded", on_cuda(documents=True), "with document masks.*auto or one of dense, sdpa, flex$"),
+        ("folded", on_cuda("alibi_learned"), "to train the slopes.*auto or one of dense, sdpa, flex$"),
         ("folded", on_cuda(window=3), "with windows"),
         ("folded", on_cuda("relative"), "not linear.*auto or one of dense, sdpa$"),
         ("folded", on_cuda(score_softcap=1.0), "soft-cap.*auto or one of dense, flex$"),
@@ -285,7 +288,7 @@ def test_how_a_scheme_biases_scores_is_seen_from_what_it_overrides():
     assert Odd.bias_kind == "table"
 
 
-MODELS = [{}, {"n_kv_head": 1}, {"position": "alibi_learned"}, {"layer_positions": ["alibi", "rotary"]}]
+MODELS = [{}, {"n_kv_head": 1}, {"layer_positions": ["alibi", "rotary"]}]
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -331,11 +334,12 @@ def test_a_model_with_a_chosen_kernel_generates_with_its_cache_as_ever():
     torch.testing.assert_close(torch.cat(pieces, 1), gpt(tokens), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["folded", "flex"])
-def test_a_compiled_model_is_one_graph_with_every_kernel_recomputed_or_not(name):
+@pytest.mark.parametrize(("name", "position"), [("folded", "alibi"), ("folded", "alibi_learned"), ("flex", "alibi")])
+def test_a_compiled_model_is_one_graph_with_every_kernel_recomputed_or_not(name, position):
     torch._dynamo.reset()
     torch.manual_seed(0)
-    gpt = GPT(tiny_model(init_std=0.3, n_kv_head=1)).bfloat16()
+    gpt = GPT(tiny_model(init_std=0.3, n_kv_head=1, position=position)).bfloat16()
+    gpt.position.requires_grad_(False)  # folded trains no slopes
     gpt.attention_kernel = name
     gpt.recomputed = 1
     tokens = torch.randint(0, 300, (2, 20))
@@ -346,7 +350,7 @@ def test_a_compiled_model_is_one_graph_with_every_kernel_recomputed_or_not(name)
 
 GPU_CASES = [
     *((name, {}) for name in KERNELS),
-    *((name, {"position": "alibi_learned"}) for name in ("folded", "flex")),
+    *((name, {"position": "alibi_learned"}) for name in ("sdpa", "flex")),
     *(("flex", rest) for rest in ({"window": 40}, {"documents": DOCUMENTS}, {"score_softcap": 1.5})),
     ("flex_flash", {"documents": DOCUMENTS}),
 ]
