@@ -24,10 +24,11 @@ def pick_kernel(case: Case, choice: str = "auto") -> str:
 
     - Whole sequences on CUDA, a bias linear in the distance (ALiBi), no mask beside causality, no soft-cap: folded. It
       is the only one that leaves SDPA its fastest kernels.
-    - Other masks, a soft-cap or slopes in training there: flex, which skips hidden blocks and makes no dense bias.
+    - Other masks or a soft-cap there, in training or compiled: flex, which skips hidden blocks and makes no dense bias.
       It is compiled for a shape, so uncompiled evaluation of many lengths does without.
     - All else: SDPA, and dense where a soft-cap rules it out. On a CPU SDPA is the only fused kernel that also has a
-      backward pass with a bias.
+      backward pass with a bias. Slopes in training are of these: flex sums their gradient by atomic additions of every
+      score to one number a head.
 
     The two lines for CUDA are reasoned, not measured: `benchmarks/attention.py` is to confirm or correct them on a GPU.
     """
@@ -38,11 +39,11 @@ def pick_kernel(case: Case, choice: str = "auto") -> str:
         if case.whole:
             usable = ", ".join(name for name, kernel in KERNELS.items() if kernel.obstacle(case) is None)
             raise ValueError(f"attention kernel {choice} cannot be used {obstacle}: choose auto or one of {usable}")
-    if case.device == "cuda" and case.whole:
+    if case.device == "cuda" and case.whole and not case.trains_slopes:
         if case.scheme.bias_kind == "linear" and FoldedAttention.obstacle(case) is None:
             return "folded"
-        unfit = case.window or case.documents or case.config.score_softcap or case.trains_slopes
-        if unfit and (case.gradients or case.compiled) and FlexAttention.obstacle(case) is None:
+        masked = case.window or case.documents or case.config.score_softcap
+        if masked and (case.gradients or case.compiled) and FlexAttention.obstacle(case) is None:
             return "flex"
     return "dense" if case.config.score_softcap else "sdpa"
 

@@ -203,9 +203,9 @@ def on_cuda(position="alibi", **changes) -> Case:
     ("case", "name"),
     [
         (on_cuda(), "folded"),
-        (on_cuda("alibi_learned"), "flex"),
+        (on_cuda("alibi_learned"), "sdpa"),
+        (on_cuda("alibi_learned", documents=True), "sdpa"),
         (on_cuda("alibi_learned", gradients=False), "folded"),
-        (on_cuda("alibi_learned", d_head=8), "sdpa"),
         (on_cuda(gradients=False), "folded"),
         (on_cuda("rotary"), "sdpa"),
         (on_cuda("relative"), "sdpa"),
