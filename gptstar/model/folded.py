@@ -23,7 +23,8 @@ class FoldedAttention(Kernel):
     the numbers. One channel would round j to 8 bits in bf16. Here j = 128 a + b, and keys hold the whole numbers
     [a, b, a, b], queries [128 h, h, 128 l, l] with slope / scale = h + l, h and l in bf16: products and factors of 128
     are exact, the bias stays linear in j, and the slope is right to 2^-17. It is not for training the slopes: their
-    gradient is a small sum of terms as large as j, each rounded to bf16, and came out up to 40% wrong.
+    gradient is a small sum of terms as large as j, each rounded to bf16, and was 13% to 43% wrong at 150 and 1024
+    tokens (norm of the difference to float64; SDPA with a bias: below 1%).
     """
 
     allow_cudnn = True
