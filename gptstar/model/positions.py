@@ -1,8 +1,8 @@
 """Where a token stands: one small object a scheme. Attention asks it and knows no names.
 
-A scheme may add to the embedding (`embed`), turn queries and keys (`turning`) or bias the attention scores
-(`score_bias`); the base class does none of it. A new scheme is a class here and an entry in `SCHEMES`; its key there is
-its name in configurations.
+A scheme may add to the embedding (`embed`), turn queries and keys (`turning`) or bias the attention scores: linearly
+with the distance (`slopes`) or in any other way (`score_bias`); the base class does none of it. A new scheme is a
+class here and an entry in `SCHEMES`; its key there is its name in configurations.
 
 Positions arrive as int64 tensors, (T,) where all rows of a batch stand alike, (B, T) where they differ (left padding,
 or rows of a cache that are not equally long); a padding token's own position is 0.
@@ -25,6 +25,13 @@ class NoPosition(nn.Module):
     """Order only through the causal mask (Haviv et al., arXiv:2203.16634)."""
 
     limited = False  # whether no position beyond `context` exists
+    bias_kind = "none"  # how scores are biased, for kernels that need no dense bias: none, linear (`slopes`) or table
+
+    def __init_subclass__(cls) -> None:
+        if cls.score_bias is not NoPosition.score_bias:
+            cls.bias_kind = "table"
+        elif cls.slopes is not NoPosition.slopes:
+            cls.bias_kind = "linear"
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -37,13 +44,19 @@ class NoPosition(nn.Module):
         """What turns the queries and keys (B, H, T, D) of these positions before they are compared, or None."""
         return None
 
+    def slopes(self, device: torch.device, dtype: torch.dtype) -> Tensor | None:
+        """How much the scaled scores fall with each position of distance, (H,), or None."""
+        return None
+
     def score_bias(self, slot: Tensor, key_S: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """What to add to the scaled scores of S keys, (H, T, S) or (B, H, T, S), or None.
+        """What to add to the scaled scores of S keys, (H, T, S) or (B, H, T, S), or None; here it follows from slopes.
 
         slot, key_S: where the queries, (T,) or (B, T), and the keys stand, left padding counted. The causal mask is not
         in the bias.
         """
-        return None
+        # In fp32 even for a bf16 model, whose numbers cannot tell positions beyond 256 apart.
+        slopes_H = self.slopes(slot.device, torch.promote_types(dtype, torch.float32))
+        return None if slopes_H is None else (slopes_H[:, None, None] * _distance(slot, key_S)).to(dtype)
 
 
 class LearnedPosition(NoPosition):
@@ -145,11 +158,8 @@ class ALiBi(NoPosition):
         super().__init__(config)
         self.n_head = config.n_head
 
-    def score_bias(self, slot: Tensor, key_S: Tensor, dtype: torch.dtype) -> Tensor:
-        # In fp32 even for a bf16 model, whose numbers cannot tell positions beyond 256 apart.
-        exact = torch.promote_types(dtype, torch.float32)
-        slopes_H = _slopes(self.n_head, slot.device, exact)
-        return (slopes_H[:, None, None] * _distance(slot, key_S)).to(dtype)
+    def slopes(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        return _slopes(self.n_head, device, dtype)
 
 
 class LearnedALiBi(NoPosition):
@@ -164,10 +174,8 @@ class LearnedALiBi(NoPosition):
         with torch.no_grad():
             self.log_slopes.copy_(torch.tensor(alibi_slopes(len(self.log_slopes))).log())
 
-    def score_bias(self, slot: Tensor, key_S: Tensor, dtype: torch.dtype) -> Tensor:
-        exact = torch.promote_types(dtype, torch.float32)
-        slopes_H = self.log_slopes.to(exact).exp()
-        return (slopes_H[:, None, None] * _distance(slot, key_S)).to(dtype)
+    def slopes(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        return self.log_slopes.to(dtype).exp()
 
 
 class RelativeBias(NoPosition):

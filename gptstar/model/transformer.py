@@ -13,6 +13,7 @@ from gptstar.model.cache import KeyValueCache, RowsCache
 from gptstar.model.choices import BLOCKS, attends_only, check_choices, longest
 from gptstar.model.config import ModelConfig
 from gptstar.model.initialization import initialize
+from gptstar.model.kernels import Case, View
 from gptstar.model.loss import linear_cross_entropy, softcapped
 from gptstar.model.norms import build_norm
 from gptstar.model.positions import SCHEMES, NoPosition
@@ -37,6 +38,7 @@ class GPT(nn.Module):
         self.norm = build_norm(config.norm, config.d_model, config.norm_eps)
         self.head = None if config.tie_head else TokenTable(rows, config.d_model)
         self.head_bias = nn.Parameter(torch.empty(rows)) if config.head_bias else None
+        self.attention_kernel = "auto"  # or the name of one (`kernel_choice.py`), for sequences read without a cache
         self.recomputed = 0  # so many layers, from the first, keep no activations for the backward pass
         self.register_load_state_dict_pre_hook(load_fused_parts)
         initialize(self, config)
@@ -145,10 +147,20 @@ class GPT(nn.Module):
         keys = [(scheme, self.config.window(layer)) for layer, scheme in enumerate(self.config.schemes)]
         for scheme, window in keys:
             if (scheme, window) not in made:
-                first = 0 if cache is None else cache.first(window)
-                made[scheme, window] = make_sight(
-                    schemes[scheme], window, slot, n_key, padding_B, dtype, first, document_BT
+                case = Case(
+                    self.config,
+                    schemes[scheme],
+                    window if window < n_key else 0,
+                    device.type,
+                    n_key,
+                    documents=document_BT is not None,
+                    whole=cache is None and padding_B is None,
+                    gradients=torch.is_grad_enabled(),
+                    compiled=torch.compiler.is_compiling(),
                 )
+                first = 0 if cache is None else cache.first(window)
+                view = View(case, slot, dtype, first, padding_B, document_BT)
+                made[scheme, window] = make_sight(view, self.attention_kernel)
         return [made[key] for key in keys]
 
     def _schemes(self) -> dict[str, NoPosition]:

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 
 from gptstar.data.corpora import DataConfig
 from gptstar.data.tokenizer import TokenizerConfig
-from gptstar.device import PRECISIONS
+from gptstar.device import PRECISIONS, pick_device
 from gptstar.errors import UserError
 from gptstar.model.choices import attends_only, check_choices, longest
 from gptstar.model.config import ModelConfig
+from gptstar.model.kernel_choice import KERNELS, check_kernel
 from gptstar.training.optimizers import OptimizerConfig
 from gptstar.training.schedules import ScheduleConfig
 from gptstar.training.world import PARALLEL
@@ -32,6 +33,7 @@ class TrainerConfig:
                       the device
     recompute         layers, from the first, whose activations are made again in the backward pass instead of kept:
                       less memory, up to a third more time
+    attention         the kernel: auto, dense, sdpa, folded, flex or flex_flash (gptstar/model/kernel_choice.py)
     sequence_length   tokens a sequence; null: model.context
     max_steps, max_tokens  the budget, in optimizer steps or in tokens: exactly one of them
     clip              gradient norm above which gradients are scaled down; 0: never
@@ -61,6 +63,7 @@ class TrainerConfig:
     batch_size: int = 16
     microbatch: int | str | None = None
     recompute: int = 0
+    attention: str = "auto"
     sequence_length: int | None = None
     max_steps: int | None = None
     max_tokens: int | None = None
@@ -87,6 +90,10 @@ class TrainerConfig:
             raise ValueError(f"trainer.trainable={self.trainable!r} is unknown: choose all or adapters")
         if self.parallel not in PARALLEL:
             raise ValueError(f"trainer.parallel={self.parallel!r} is unknown: choose one of {', '.join(PARALLEL)}")
+        if self.attention not in ("auto", *KERNELS):
+            raise ValueError(
+                f"trainer.attention={self.attention!r} is unknown: choose one of auto, {', '.join(KERNELS)}"
+            )
         if self.nonfinite not in ("stop", "skip"):
             raise ValueError(f"trainer.nonfinite={self.nonfinite!r} is unknown: choose stop or skip")
         if (self.max_steps is None) == (self.max_tokens is None):
@@ -206,6 +213,12 @@ class TrainConfig:
             raise UserError(
                 f"data.document_mask=true needs a block in which only attention mixes tokens, not {self.model.block}"
             )
+        if self.trainer.attention != "auto":
+            device = pick_device(self.trainer.device).type
+            try:
+                check_kernel(self.trainer.attention, self.model, device, length, self.data.document_mask)
+            except ValueError as error:
+                raise UserError(f"trainer.attention={self.trainer.attention}: {error}") from error
         if self.trainer.recompute > self.model.n_layer:
             raise UserError(
                 f"trainer.recompute={self.trainer.recompute} is more than the {self.model.n_layer} layers the model has"

@@ -143,16 +143,16 @@ class Trainer:
         if options.trainable == "adapters":
             freeze_all_but_adapters(model)
         model = model.to(self.device)
-        model.recomputed = options.recompute
+        model.recomputed, model.attention_kernel = options.recompute, options.attention
         share = options.batch_size // world.size
         if options.microbatch == "auto":  # a resumed run goes on with what is found
             found = find_microbatch(self._loss_of(model), model, self.length, share, self.device)
             options = dataclasses.replace(options, microbatch=world.least(found))
             self.config = dataclasses.replace(config, trainer=options)
         self.microbatch = int(options.microbatch or share)
-        n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        self.flops_per_token = flops_per_token(config.model, self.length, parameter_count(config.model) - n_trained)
-        self.n_trained = n_trained
+        self.n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        n_frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+        self.flops_per_token = flops_per_token(config.model, self.length, n_frozen)
         compiled = options.compile if options.compile is not None else self.device.type == "cuda"
         self.spread = SPREADS[world.parallel](model, world, self.precision, compiled)
         self.loss = self._loss_of(self.spread.run)

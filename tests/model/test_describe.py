@@ -4,7 +4,6 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from gptstar.configuration import config_directory, preset
-from gptstar.model.attention import KERNELS
 from gptstar.model.choices import BLOCKS
 from gptstar.model.describe import (
     cache_bytes_per_token,
@@ -25,8 +24,7 @@ def test_flops_agree_with_torchs_counter():
     """Counted over dense matmuls, less what the formula adds (embeddings have no matmul here: the head is tied)."""
     config = tiny_model(n_layer=3, d_model=64, n_head=4, d_head=16, d_ff=256, context=32, vocab_size=300)
     model = GPT(config)
-    for block in model.blocks:
-        block.attention.kernel = KERNELS["dense"]
+    model.attention_kernel = "dense"
     tokens = torch.randint(0, 300, (2, 32))
     with FlopCounterMode(display=False) as counter:
         F.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten()).backward()  # the counter misses mm(out=)

@@ -27,6 +27,14 @@ def test_a_budget_in_tokens_is_whole_steps():
         (lambda: config(schedule={"warmup_steps": 11}), "schedule.warmup_steps=11 is longer than the run of 10 steps"),
         (lambda: config({"sequence_length": 64}, position="learned"), "trainer.sequence_length=64 is longer"),
         (lambda: config({"max_steps": None, "max_tokens": 100}), "trainer.max_tokens=100 is less than one step"),
+        (
+            lambda: config({"attention": "flex", "device": "cpu"}),
+            "trainer.attention=flex: .* cannot be used to train on a CPU.*: choose auto or one of dense, sdpa, folded",
+        ),
+        (
+            lambda: config({"attention": "folded", "device": "cpu"}, windows=[0, 5]),
+            r"trainer.attention=folded: .* windows shorter than the sequence \(model.windows\): choose auto or",
+        ),
         (lambda: config(vocab_size=299), "the tokenizer has 300 tokens but model.vocab_size=299"),
     ],
 )
@@ -42,6 +50,7 @@ def test_parts_that_do_not_fit_together_are_refused(make, words):
         ({"max_tokens": 5}, "exactly one"),
         ({"max_steps": None}, "exactly one"),
         ({"batch_size": 6, "microbatch": 4}, "trainer.batch_size=6 is not a multiple of trainer.microbatch=4"),
+        ({"attention": "fast"}, "trainer.attention='fast' is unknown: choose one of auto, dense, sdpa, folded, flex"),
         ({"batch_size": 0}, "trainer.batch_size=0"),
         ({"nonfinite": "ignore"}, "trainer.nonfinite='ignore'"),
         ({"clip": -1.0}, "trainer.clip=-1.0"),

@@ -14,6 +14,7 @@ import gptstar
 from gptstar.data.tokenizer import TokenizerConfig
 from gptstar.errors import UserError
 from gptstar.evaluation.command import EvaluateConfig, evaluate
+from gptstar.model.folded import FoldedAttention
 from gptstar.training import loop
 from gptstar.training.config import LoggerConfig, TrainConfig
 from gptstar.training.loop import NonFiniteLoss, Trainer, train
@@ -113,6 +114,17 @@ def test_a_compiled_run_equals_an_eager_one(train_config, tmp_path):
         train(config)
         losses.append([line["loss"] for line in steps(config.run_dir) if "loss" in line])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_a_run_trains_with_the_attention_kernel_it_names_and_learns_the_same(train_config, tmp_path, monkeypatch):
+    used, make, losses = [], FoldedAttention.__init__, []
+    monkeypatch.setattr(FoldedAttention, "__init__", lambda self, view: used.append(self) or make(self, view))
+    for name in ("auto", "folded"):
+        config = dataclasses.replace(changed(train_config, attention=name), run_dir=str(tmp_path / name))
+        train(config)
+        losses.append([line["loss"] for line in steps(config.run_dir) if "loss" in line])
+        assert bool(used) == (name == "folded")
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_gradients_are_clipped_to_the_norm(train_config):
