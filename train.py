@@ -16,7 +16,7 @@ if __name__ == "__main__":
 
     from rich.console import Console
 
-    from gptstar.errors import complain
+    from gptstar.errors import complain, rank_by_launcher
     from gptstar.training.config import TrainConfig
     from gptstar.training.loop import EXIT_NONFINITE, NonFiniteLoss, train
 
@@ -29,7 +29,7 @@ if __name__ == "__main__":
             sys.exit(EXIT_NONFINITE)
         if outcome.interrupted:
             sys.exit(EXIT_INTERRUPTED)
-        if os.environ.get("RANK", "0") != "0":
+        if rank_by_launcher() != "0":
             return
         here = os.path.relpath(sys.executable)
         python = here if not here.startswith("..") else "python"

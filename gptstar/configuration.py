@@ -58,8 +58,6 @@ def run_door(name: str, schema: type, main: Callable[[Any], None]) -> None:
     A mistake of the user's ends in one line on stderr and exit code 2.
     """
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
-    OmegaConf.register_new_resolver("default_run_dir", _default_run_dir, use_cache=True, replace=True)
-    OmegaConf.register_new_resolver("sweep_name", _sweep_name, replace=True)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # lets errors reach us instead of printing them its own way
 
     sys.argv[1:] = [_literal_text(argument) for argument in sys.argv[1:]]
@@ -71,14 +69,26 @@ def run_door(name: str, schema: type, main: Callable[[Any], None]) -> None:
                 main(_checked(config, schema))
         except SystemExit as end:
             _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
-            if HydraConfig.get().mode != RunMode.MULTIRUN or end.code == EXIT_INTERRUPTED:
+            queued_again = end.code == -1  # by submitit
+            if HydraConfig.get().mode != RunMode.MULTIRUN or end.code == EXIT_INTERRUPTED or queued_again:
                 raise
+            if "SUBMITIT_EXECUTOR" in os.environ:  # on another machine: an exception is what travels back
+                number = HydraConfig.get().job.num
+                raise UserError(f"run {number} ended with exit code {end.code}: its log is in run_dir/.slurm") from None
             failed.append(end.code)  # the other runs of a sweep go on
 
     with _mistakes_in_one_line(schema):
         hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=name)(task)()
     if failed:
         sys.exit(failed[0])
+
+
+def _failed_job(error: Exception) -> str | None:
+    """In one line, where it is a job of a cluster that failed."""
+    if not type(error).__module__.startswith("submitit."):
+        return None
+    reason = next((line for line in reversed(str(error).splitlines()) if "Error" in line or "error:" in line), "")
+    return f"a job of the sweep failed ({reason.strip() or type(error).__name__}): its log is in run_dir/.slurm"
 
 
 def _literal_text(argument: str) -> str:
@@ -99,6 +109,11 @@ def _mistakes_in_one_line(schema: type) -> Iterator[None]:
     except (UserError, HydraException, OmegaConfBaseException) as error:
         complain(_one_line(error, schema))
         sys.exit(EXIT_BAD_INPUT)
+    except Exception as error:
+        if (said := _failed_job(error)) is None:
+            raise
+        complain(said)
+        sys.exit(1)
 
 
 def _remove_if_empty(folder: Path) -> None:
@@ -232,3 +247,8 @@ def _all_keys(schema: type, prefix: str = "") -> list[str]:
         if is_dataclass(hints[f.name]):
             keys += _all_keys(hints[f.name], f"{prefix}{f.name}.")
     return keys
+
+
+# Here, so that jobs on other machines, which only import this, have them.
+OmegaConf.register_new_resolver("default_run_dir", _default_run_dir, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("sweep_name", _sweep_name, replace=True)

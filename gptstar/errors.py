@@ -13,13 +13,18 @@ class UserError(Exception):
     """Says in one line what is wrong: the thing, its value, the remedy. Doors print it without a traceback."""
 
 
+def rank_by_launcher() -> str:
+    """What torchrun or srun call this process; "0" without them."""
+    return os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
+
+
 def complain(error: object) -> None:
     """One line on stderr.
 
     Of several ranks that fail alike the first is to be heard: the others wait until its end has ended them too, and
     speak only where it goes on.
     """
-    rank = os.environ.get("RANK", "0")
+    rank = rank_by_launcher()
     if rank != "0":
         time.sleep(GRACE)
     print(f"error: {error}" if rank == "0" else f"error (rank {rank}): {error}", file=sys.stderr, flush=True)

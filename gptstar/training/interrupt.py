@@ -1,4 +1,8 @@
-"""SIGINT and SIGTERM as a request: the step in progress finishes, the run saves itself, then it ends."""
+"""Signals as a request: the step in progress finishes, the run saves itself, then it ends.
+
+SIGINT and SIGTERM, and SIGUSR2, by which submitit learns that Slurm is about to end a job: it is passed on to submitit,
+which queues the job again, once the run has saved itself.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from types import FrameType
 
 
 class Interrupt:
-    """While entered, the first SIGINT or SIGTERM sets `requested` to the signal's name; a second ends at once.
+    """While entered, the first signal sets `requested` to its name; a second ends at once.
 
     launched: whether a launcher passes signals on. Its SIGTERM after a Ctrl-C that has reached this process too is no
     second request then.
@@ -18,12 +22,14 @@ class Interrupt:
         self.launched = launched
 
     def __enter__(self) -> Interrupt:
-        self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self.requested == "SIGUSR2" and callable(self._before[signal.SIGUSR2]):
+            signal.raise_signal(signal.SIGUSR2)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested and self.launched and number == signal.SIGTERM:

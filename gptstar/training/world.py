@@ -7,6 +7,7 @@ wait for another rank ends after `trainer.timeout` seconds, but for work that on
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -92,8 +93,25 @@ class World:
 
 
 def launched() -> bool:
-    """Whether torchrun, or what sets the same variables, started this process."""
+    """Whether torchrun, srun with several tasks, or what sets the same variables as torchrun started this process."""
+    if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        _take_over_from_slurm()
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def _take_over_from_slurm() -> None:
+    """What srun tells its tasks, under the names that torchrun gives it."""
+    names = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS"}
+    os.environ.update({ours: os.environ[theirs] for ours, theirs in names.items()})
+    if "MASTER_ADDR" not in os.environ:
+        ask = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
+        try:
+            hosts = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.split()
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise UserError(f"scontrol cannot tell where rank 0 is ({error}): set MASTER_ADDR") from error
+        os.environ["MASTER_ADDR"] = hosts[0]
+    # Known to all without asking, and seldom another job's.
+    os.environ.setdefault("MASTER_PORT", str(20_000 + int(os.environ["SLURM_JOB_ID"]) % 20_000))
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def environment() -> dict[str, str]:
 def test_a_killed_rank_is_started_again_and_the_run_ends_as_an_undisturbed_one(
     corpus_dir, cache_dir, tmp_path, environment
 ):
-    steps = 200
+    steps = 100
     launch = [*TORCHRUN, "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     disturbed, quiet = tmp_path / "disturbed", tmp_path / "quiet"
     command = [*launch, *arguments(corpus_dir, cache_dir, disturbed, steps), "trainer.parallel=fsdp"]
