@@ -226,7 +226,7 @@ def main() -> None:
         print(f"  {title:34} {statistics.median(ms):8.1f} ms {spread:20}{memory}")
     ratios = compare(found)
     for name, ratio in ratios.items():
-        print(f"{name} {ratio:.2f}")
+        print(f"{name}: {ratio:.2f}")
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(about | {"contestants": found, "ratios": ratios}, indent=1) + "\n")
@@ -238,10 +238,10 @@ def compare(found: dict) -> dict[str, float]:
     for peer in ("plain", "torch"):
         if peer in found:
             pairs = zip(found[peer]["seconds"], ours["seconds"], strict=True)
-            ratios[f"time, {peer} / ours:"] = statistics.median(theirs / mine for theirs, mine in pairs)
-            ratios[f"memory, {peer} / ours:"] = found[peer]["bytes"] / ours["bytes"]
+            ratios[f"time, {peer} / ours"] = statistics.median(theirs / mine for theirs, mine in pairs)
+            ratios[f"memory, {peer} / ours"] = found[peer]["bytes"] / ours["bytes"]
     pairs = zip(found["matmuls"]["seconds"], ours["seconds"], strict=True)
-    ratios["time, matmuls / ours:"] = statistics.median(limit / mine for limit, mine in pairs)
+    ratios["time, matmuls / ours"] = statistics.median(limit / mine for limit, mine in pairs)
     return ratios
 
 
