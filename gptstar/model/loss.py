@@ -7,7 +7,9 @@ from torch import Tensor
 
 from gptstar.model.matmul import matmul, one_dnn_takes
 
-CHUNK_ELEMENTS = 2**25  # logits alive at a time: 128 MB in fp32
+# Logits alive at a time: 128 MB in fp32. Each chunk reads and writes the whole gradient of the weights, which a GPU with
+# its fast products has to do less often; and torch.compile unrolls the loop over chunks.
+CHUNK_ELEMENTS, GPU_CHUNK_ELEMENTS = 2**25, 2**28
 
 
 def _compute_dtype(weight: Tensor) -> torch.dtype:
@@ -56,7 +58,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_h = torch.empty_like(h_NC) if needs_grad else None
         grad_w = torch.zeros_like(weight_VC, dtype=wide) if ctx.needs_input_grad[1] else None
         grad_b = torch.zeros_like(bias_V, dtype=wide) if needs_grad and bias_V is not None else None
-        rows = max(1, CHUNK_ELEMENTS // weight_VC.shape[0])
+        elements = CHUNK_ELEMENTS if h_NC.device.type == "cpu" else GPU_CHUNK_ELEMENTS
+        rows = max(1, elements // weight_VC.shape[0])
         for start in range(0, len(h_NC), rows):
             h, target = h_NC[start : start + rows], target_N[start : start + rows, None]
             logits = matmul(h, w_VC.t()).to(wide)
