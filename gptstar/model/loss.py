@@ -7,8 +7,8 @@ from torch import Tensor
 
 from gptstar.model.matmul import matmul, one_dnn_takes
 
-# Logits alive at a time: 128 MB in fp32. Each chunk reads and writes the whole gradient of the weights, which a GPU with
-# its fast products has to do less often; and torch.compile unrolls the loop over chunks.
+# Logits alive at a time: 128 MB in fp32. Each chunk reads and writes the whole gradient of the weights, which a GPU, so
+# much faster at products, has to do less often; and torch.compile unrolls the loop over chunks.
 CHUNK_ELEMENTS, GPU_CHUNK_ELEMENTS = 2**25, 2**28
 
 
