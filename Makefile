@@ -16,9 +16,7 @@ lint: .venv/installed-test
 	$(BIN)/mypy
 
 bench: .venv/installed-test
-	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/train_step.py
-	$(BIN)/python benchmarks/evaluation.py
+	$(BIN)/python -m benchmarks
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -1,6 +1,6 @@
 """Seconds from the command line to something useful: import, --help, the first training step.
 
-    python benchmarks/startup.py [--repeats 3]
+    python benchmarks/startup.py [--repeats 3] [--json FILE]
 
 The first step counts from starting the process to its line in metrics.jsonl, with the default configuration, once
 with an empty corpus cache (reads, trains the tokenizer, tokenises) and once with a full one.
@@ -9,6 +9,7 @@ with an empty corpus cache (reads, trains the tokenizer, tokenises) and once wit
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import statistics
@@ -17,6 +18,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from gptstar.environment import commit, cpu_name
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -48,7 +51,9 @@ def main() -> None:
     """The table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--json", type=Path, help="also write the results here")
+    options = parser.parse_args()
+    repeats, revision = options.repeats, commit()
     rows: dict[str, list[float]] = {
         "python -c 'import gptstar'": [whole("-c", "import gptstar") for _ in range(repeats)],
         "python -c 'import gptstar; gptstar.GPT'": [whole("-c", "import gptstar; gptstar.GPT") for _ in range(repeats)],
@@ -63,6 +68,10 @@ def main() -> None:
     rows["train.py to its first step, corpus cached"] = cached
     for what, seconds in rows.items():
         print(f"{what:48} {statistics.median(seconds):5.1f} s  ({min(seconds):.1f} - {max(seconds):.1f})")
+    if options.json:
+        about = {"command": "python " + " ".join(sys.argv), "cpu": cpu_name(), "commit": revision}
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(about | {"seconds": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

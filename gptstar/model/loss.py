@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-CHUNK_ELEMENTS = 2**25  # logits alive at a time: 128 MB in fp32
+from gptstar.model.matmul import matmul, one_dnn_takes
+
+# Logits alive at a time: 128 MB in fp32. Each chunk reads and writes the whole gradient of the weights, which a GPU, so
+# much faster at products, has to do less often; and torch.compile unrolls the loop over chunks.
+CHUNK_ELEMENTS, GPU_CHUNK_ELEMENTS = 2**25, 2**28
 
 
 def _compute_dtype(weight: Tensor) -> torch.dtype:
@@ -16,6 +20,16 @@ def _compute_dtype(weight: Tensor) -> torch.dtype:
 def softcapped(logits: Tensor, cap: float) -> Tensor:
     """cap * tanh(logits / cap): bounded logits (Gemma 2, arXiv:2408.00118); 0 leaves them as they are."""
     return cap * (logits / cap).tanh() if cap else logits
+
+
+def _add_product(grad_VC: Tensor, d_logits_NV: Tensor, h_NC: Tensor) -> None:
+    """grad += d_logits.T @ h"""
+    if d_logits_NV.dtype != grad_VC.dtype:
+        grad_VC += d_logits_NV.t() @ h_NC
+    elif one_dnn_takes(h_NC, d_logits_NV):  # d_logits, much the larger one, is read as it lies
+        grad_VC += matmul(h_NC.t(), d_logits_NV).t()
+    else:
+        grad_VC.addmm_(d_logits_NV.t(), h_NC)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -44,10 +58,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_h = torch.empty_like(h_NC) if needs_grad else None
         grad_w = torch.zeros_like(weight_VC, dtype=wide) if ctx.needs_input_grad[1] else None
         grad_b = torch.zeros_like(bias_V, dtype=wide) if needs_grad and bias_V is not None else None
-        rows = max(1, CHUNK_ELEMENTS // weight_VC.shape[0])
+        elements = CHUNK_ELEMENTS if h_NC.device.type == "cpu" else GPU_CHUNK_ELEMENTS
+        rows = max(1, elements // weight_VC.shape[0])
         for start in range(0, len(h_NC), rows):
             h, target = h_NC[start : start + rows], target_N[start : start + rows, None]
-            logits = (h @ w_VC.t()).to(wide)
+            logits = matmul(h, w_VC.t()).to(wide)
             if bias_V is not None:
                 logits += bias_V
             slope = None
@@ -55,23 +70,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 logits = softcapped(logits, softcap)
                 slope = 1 - (logits / softcap).square() if needs_grad else None
             logits[:, n_valid:] = -torch.inf  # rows that only pad the vocabulary
-            logits -= logits.logsumexp(-1, keepdim=True)  # now log-probabilities
-            total -= logits.gather(-1, target).sum()
+            # The largest probability is exp(largest logit - logsumexp): with softmax at hand, one pass over the
+            # numbers, it gives logsumexp for another that only reads.
+            largest, own = logits.amax(-1, keepdim=True), logits.gather(-1, target)
+            logits = logits.softmax(-1)
+            total += (largest - logits.amax(-1, keepdim=True).log() - own).sum()
             if grad_h is not None:
-                logits.exp_()
                 logits.scatter_add_(-1, target, logits.new_full(target.shape, -1.0))  # softmax - onehot
                 if slope is not None:
                     logits *= slope
                 if grad_b is not None:
                     grad_b += logits.sum(0)
                 d_logits = logits.to(w_VC.dtype)
-                torch.mm(d_logits, w_VC, out=grad_h[start : start + rows])
-                if grad_w is None:  # a frozen head
-                    continue
-                if d_logits.dtype == wide:
-                    grad_w.addmm_(d_logits.t(), h)
-                else:
-                    grad_w += d_logits.t() @ h
+                grad_h[start : start + rows] = matmul(d_logits, w_VC)
+                if grad_w is not None:  # not a frozen head
+                    _add_product(grad_w, d_logits, h)
         if needs_grad:
             ctx.save_for_backward(grad_h, grad_w, grad_b)
             ctx.dtypes = hidden_NC.dtype, weight_VC.dtype

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from gptstar.model import loss as loss_module
+from gptstar.model import matmul as matmul_module
 from gptstar.model.loss import linear_cross_entropy
 
 
@@ -55,3 +56,27 @@ def test_without_gradients_nothing_is_computed_for_them(monkeypatch):
         assert linear_cross_entropy(torch.randn(4, 3), weight, torch.tensor([0, 1, 2, 3])).grad_fn is None
     with pytest.raises(TypeError):
         linear_cross_entropy(torch.randn(4, 3), weight, torch.tensor([0, 1, 2, 3]))
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="a torch without oneDNN")
+@pytest.mark.parametrize("chunk", [7, 10_000])
+def test_is_the_same_through_one_dnn_but_for_rounding(chunk, monkeypatch):
+    monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", chunk * 31)
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(50, 8, requires_grad=True), torch.randn(31, 8, requires_grad=True)
+    target = torch.randint(0, 31, (50,))
+    found = []
+    for suits in (False, True):
+        monkeypatch.setattr(matmul_module, "one_dnn_suits", lambda suits=suits: suits)
+        loss = linear_cross_entropy(hidden, weight, target)
+        found.append((loss, *torch.autograd.grad(loss, (hidden, weight))))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_target_whose_probability_vanishes_has_a_finite_loss():
+    hidden, weight = torch.tensor([[1000.0]], requires_grad=True), torch.tensor([[1.0], [-1.0], [0.0]])
+    loss = linear_cross_entropy(hidden, weight, torch.tensor([1]))
+    assert loss.item() == 2000
+    loss.backward()
+    assert hidden.grad is not None and hidden.grad.item() == 2
