@@ -5,16 +5,17 @@ import torch
 import torch.nn.functional as F
 
 from gptstar import fast_linear as module
-from gptstar.fast_linear import fast_linear, one_dnn_is_faster
+from gptstar.fast_linear import fast_linear
+from gptstar.model import matmul
 
 
 @pytest.fixture
 def through_one_dnn(monkeypatch):
-    monkeypatch.setattr(module, "one_dnn_is_faster", lambda: True)
+    monkeypatch.setattr(matmul, "one_dnn_suits", lambda: True)
     monkeypatch.setattr(module.matvec, "takes", lambda *_: False)  # test_matvec.py has it
     called = []
-    plain = module._one_dnn_linear
-    monkeypatch.setattr(module, "_one_dnn_linear", lambda *a, **k: called.append(a[0].shape) or plain(*a, **k))
+    plain = module.one_dnn_linear
+    monkeypatch.setattr(module, "one_dnn_linear", lambda *a, **k: called.append(a[0].shape) or plain(*a, **k))
     return called
 
 
@@ -28,7 +29,7 @@ def test_products_are_equal_but_for_rounding(shape, through_one_dnn):
         layer = torch.nn.Linear(40, 70)
         torch.testing.assert_close(layer(x), x @ layer.weight.t() + layer.bias)
         torch.testing.assert_close(F.linear(x[..., ::2], w[:, ::2]), x[..., ::2] @ w[:, ::2].t())  # not contiguous
-    assert len(through_one_dnn) == 4
+    assert len(through_one_dnn) == (4 if len(shape) > 1 and x.numel() else 0)
 
 
 def test_gradients_and_other_precisions_go_the_usual_way(through_one_dnn):
@@ -40,12 +41,3 @@ def test_gradients_and_other_precisions_go_the_usual_way(through_one_dnn):
         with torch.no_grad(), fast_linear(w.device, dtype):
             assert F.linear(x.to(dtype), w.to(dtype)).dtype == dtype
     assert not through_one_dnn
-
-
-def test_measuring_leaves_the_random_state_alone():
-    one_dnn_is_faster.cache_clear()
-    torch.manual_seed(3)
-    expected = torch.rand(3)
-    torch.manual_seed(3)
-    assert one_dnn_is_faster() in (True, False)
-    assert torch.equal(torch.rand(3), expected)

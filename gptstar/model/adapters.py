@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from gptstar.model.config import ModelConfig
 from gptstar.model.norms import is_norm
+from gptstar.model.projections import Linear
 
 
-class ZeroLinear(nn.Linear):
+class ZeroLinear(Linear):
     """A Linear that starts at zero."""
 
     def initialize_own(self) -> None:
@@ -25,7 +26,7 @@ class Adapter(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.down = nn.Linear(config.d_model, config.adapter_width)
+        self.down = Linear(config.d_model, config.adapter_width)
         self.up = ZeroLinear(config.adapter_width, config.d_model)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from gptstar.model.config import ModelConfig
 from gptstar.model.kernel_choice import KERNELS, pick_kernel
 from gptstar.model.kernels import Kernel, View
 from gptstar.model.norms import build_norm
-from gptstar.model.projections import FusedLinear
+from gptstar.model.projections import FusedLinear, Linear
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Attention(AttentionCore):
     def __init__(self, config: ModelConfig, layer: int, d_out: int | None = None) -> None:
         super().__init__(config, layer)
         self.inputs = FusedLinear(query_key_value(config), config.d_model, bias=config.query_key_value_bias)
-        self.output = nn.Linear(config.d_attention, d_out or config.d_model, bias=config.attention_output_bias)
+        self.output = Linear(config.d_attention, d_out or config.d_model, bias=config.attention_output_bias)
 
     def forward(self, x_BTC: Tensor, sight: Sight, cache: KeyValueCache | None) -> Tensor:
         return self.output(self.attend(self.inputs(x_BTC), sight, cache))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptstar.model.config import ModelConfig
-from gptstar.model.projections import FusedLinear
+from gptstar.model.projections import FusedLinear, Linear
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.inputs = FusedLinear(input_parts(config), config.d_model, bias=config.feedforward_bias)
         self.activation = ACTIVATIONS[config.activation]
-        self.down = nn.Linear(config.d_feedforward, config.d_model, bias=config.feedforward_bias)
+        self.down = Linear(config.d_feedforward, config.d_model, bias=config.feedforward_bias)
 
     def up(self, x_BTC: Tensor) -> Tensor:
         """The first half: (B, T, C) -> (B, T, F)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gptstar.model.matmul import matmul, one_dnn_takes
+from gptstar.model.matmul import matmul, one_dnn_takes, transposed_matmul
 
 # Logits alive at a time: 128 MB in fp32. Each chunk reads and writes the whole gradient of the weights, which a GPU, so
 # much faster at products, has to do less often; and torch.compile unrolls the loop over chunks.
@@ -26,8 +26,8 @@ def _add_product(grad_VC: Tensor, d_logits_NV: Tensor, h_NC: Tensor) -> None:
     """grad += d_logits.T @ h"""
     if d_logits_NV.dtype != grad_VC.dtype:
         grad_VC += d_logits_NV.t() @ h_NC
-    elif one_dnn_takes(h_NC, d_logits_NV):  # d_logits, much the larger one, is read as it lies
-        grad_VC += matmul(h_NC.t(), d_logits_NV).t()
+    elif one_dnn_takes(h_NC, d_logits_NV):
+        grad_VC += transposed_matmul(d_logits_NV, h_NC)
     else:
         grad_VC.addmm_(d_logits_NV.t(), h_NC)
 

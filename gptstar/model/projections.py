@@ -9,6 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gptstar.model.matmul import linear
+
+
+class Linear(nn.Linear):
+    """torch's, through `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
 
 class TokenTable(nn.Embedding):
     """(V, C), a row a token: looked up where tokens come in, multiplied with where scores go out."""
@@ -52,13 +61,13 @@ class FusedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., d) -> (..., total), or (..., total) -> (..., d)."""
-        return F.linear(x, self.weight, self._whole_bias())
+        return linear(x, self.weight, self._whole_bias())
 
     def apart(self, xs: Sequence[Tensor]) -> list[Tensor]:
         """The terms of the sum that joined inputs make, one for each part's own input."""
         biases = self._bias_views()
         views = self.weight_views(self.weight)
-        return [F.linear(x, views[name], biases.get(name)) for x, name in zip(xs, self.parts, strict=True)]
+        return [linear(x, views[name], biases.get(name)) for x, name in zip(xs, self.parts, strict=True)]
 
     def _whole_bias(self) -> Tensor | None:
         if self.bias is None:

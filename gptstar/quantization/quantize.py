@@ -7,7 +7,7 @@ from torch import nn
 
 from gptstar.errors import UserError
 from gptstar.model.adapters import Adapter
-from gptstar.model.projections import FusedLinear, TokenTable
+from gptstar.model.projections import FusedLinear, Linear, TokenTable
 from gptstar.model.transformer import GPT
 from gptstar.quantization.int4 import Int4Matrix
 from gptstar.quantization.layers import QuantizedFused, QuantizedLinear, QuantizedTable
@@ -37,7 +37,7 @@ def _quantized(module: nn.Module, kind: str) -> nn.Module:
         return QuantizedFused(module, kind)
     if type(module) is TokenTable:
         return QuantizedTable(module)
-    if type(module) is nn.Linear:
+    if isinstance(module, nn.Linear) and type(module) in (nn.Linear, Linear):
         return QuantizedLinear(module, kind)
     return module
 

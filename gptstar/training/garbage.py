@@ -13,7 +13,7 @@ class GarbageCollection:
     without cycles, tensors above all, is freed at once as ever.
     """
 
-    def __init__(self, every: int = 1000) -> None:
+    def __init__(self, every: int = 100) -> None:
         self.every, self._steps = every, 0
 
     def after_step(self) -> None:

@@ -25,12 +25,14 @@ from gptstar.generation.generate import generate
 from gptstar.model.adapters import freeze_all_but_adapters
 from gptstar.model.choices import longest
 from gptstar.model.describe import flops_per_token, parameter_count
+from gptstar.model.matmul import fast_gradients
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.native import list_checkpoints, read_json
 from gptstar.training.checkpoint import Checkpoints, restore_checkpoint, restore_weights
 from gptstar.training.config import TrainConfig, check_vocabulary
 from gptstar.training.downstream import load_downstream, measure_downstream
 from gptstar.training.feed import Feed
+from gptstar.training.garbage import GarbageCollection
 from gptstar.training.interrupt import Interrupt
 from gptstar.training.journal import Journal
 from gptstar.training.lr_range import RangeTest
@@ -146,7 +148,8 @@ class Trainer:
         model.recomputed, model.attention_kernel = options.recompute, options.attention
         share = options.batch_size // world.size
         if options.microbatch == "auto":  # a resumed run goes on with what is found
-            found = find_microbatch(self._loss_of(model), model, self.length, share, self.device)
+            with fast_gradients():
+                found = find_microbatch(self._loss_of(model), model, self.length, share, self.device)
             options = dataclasses.replace(options, microbatch=world.least(found))
             self.config = dataclasses.replace(config, trainer=options)
         self.microbatch = int(options.microbatch or share)
@@ -178,7 +181,8 @@ class Trainer:
         self.checkpoints = Checkpoints(run, self.corpus.tokenizer, options.keep_last, self.world)
         self.feed = Feed(self.corpus.train, self.order, self.length, self.device)
         try:
-            with Interrupt(launched()) as self.interrupt, self.journal.open(total):
+            self.interrupt, garbage = Interrupt(launched()), GarbageCollection()
+            with self.interrupt, self.journal.open(total), garbage, fast_gradients():
                 self._introduce()
                 self._recall_range_test()
                 self._measure_tasks()  # those that an interruption kept from it
@@ -188,6 +192,7 @@ class Trainer:
                         self._profile_step()
                     else:
                         self._take_step()
+                    garbage.after_step()
                     if self.range is not None:
                         if self.range.exploded:
                             break

@@ -21,11 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from gptstar.model.matmul import linear
 from gptstar.model.transformer import GPT
 
 KINDS: dict[Any, str] = {
     F.embedding: "forward: embedding",
     F.linear: "forward: matrix products",
+    linear: "forward: matrix products",
     F.scaled_dot_product_attention: "forward: attention",
     F.layer_norm: "forward: norms",
     F.rms_norm: "forward: norms",
@@ -71,7 +73,7 @@ class _Functions(TorchFunctionMode):
 
 
 def _flops(func: Any, args: tuple) -> float:
-    if func is F.linear:
+    if func in (F.linear, linear):
         return 2.0 * args[0].numel() * args[1].shape[0]
     if func is F.scaled_dot_product_attention:
         return 4.0 * args[0].numel() * args[1].shape[2]

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-
 import slurm
-from gptstar.training.metrics import read_metrics
 from ranks import metrics
+
+from gptstar.training.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 

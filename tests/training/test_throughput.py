@@ -10,9 +10,14 @@ CPU = torch.device("cpu")
 
 
 def test_the_peak_is_flops_over_the_shortest_time(monkeypatch):
-    ticks = iter([0.0, 9.0, 10.0, 12.0, 20.0, 21.0])  # warm-up 9 s, then 2 s and 1 s
+    first = [0.0, 9.0, 10.0, 12.0, 20.0, 21.0]  # warm-up 9 s, then 2 s and 1 s
+    ticks = iter([*first, *first[:-1], 20.5])  # the other library: 0.5 s
     monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(throughput, "one_dnn_takes", lambda *_: False)
     assert measure_matmul_peak(CPU, size=8, repeats=2) == 2 * 8**3 / 1.0
+    ticks = iter([*first, *first[:-1], 20.5])
+    monkeypatch.setattr(throughput, "one_dnn_takes", lambda *_: True)
+    assert measure_matmul_peak(CPU, size=8, repeats=2) == 2 * 8**3 / 0.5
 
 
 def test_a_copy_reads_and_writes(monkeypatch):
