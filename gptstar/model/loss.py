@@ -22,14 +22,15 @@ def softcapped(logits: Tensor, cap: float) -> Tensor:
     return cap * (logits / cap).tanh() if cap else logits
 
 
-def _add_product(grad_VC: Tensor, d_logits_NV: Tensor, h_NC: Tensor) -> None:
-    """grad += d_logits.T @ h"""
-    if d_logits_NV.dtype != grad_VC.dtype:
-        grad_VC += d_logits_NV.t() @ h_NC
-    elif one_dnn_takes(h_NC, d_logits_NV):
-        grad_VC += transposed_matmul(d_logits_NV, h_NC)
+def _plus_product(grad_VC: Tensor | None, d_logits_NV: Tensor, h_NC: Tensor, dtype: torch.dtype) -> Tensor:
+    """grad + d_logits.T @ h, in `dtype`; grad, None at first, is changed in place."""
+    if one_dnn_takes(h_NC, d_logits_NV):  # always laid out alike, so that adding reads memory in order
+        product = transposed_matmul(d_logits_NV, h_NC)
+    elif grad_VC is not None and d_logits_NV.dtype == dtype:
+        return grad_VC.addmm_(d_logits_NV.t(), h_NC)
     else:
-        grad_VC.addmm_(d_logits_NV.t(), h_NC)
+        product = d_logits_NV.t() @ h_NC
+    return product.to(dtype) if grad_VC is None else grad_VC.add_(product)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -56,10 +57,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wide = torch.float32 if w_VC.dtype in (torch.float16, torch.bfloat16) else w_VC.dtype
         total = torch.zeros((), device=h_NC.device, dtype=wide)
         grad_h = torch.empty_like(h_NC) if needs_grad else None
-        grad_w = torch.zeros_like(weight_VC, dtype=wide) if ctx.needs_input_grad[1] else None
+        grad_w = None
         grad_b = torch.zeros_like(bias_V, dtype=wide) if needs_grad and bias_V is not None else None
         elements = CHUNK_ELEMENTS if h_NC.device.type == "cpu" else GPU_CHUNK_ELEMENTS
-        rows = max(1, elements // weight_VC.shape[0])
+        rows = -(-len(h_NC) // max(1, round(len(h_NC) * len(w_VC) / elements)))  # chunks alike
         for start in range(0, len(h_NC), rows):
             h, target = h_NC[start : start + rows], target_N[start : start + rows, None]
             logits = matmul(h, w_VC.t()).to(wide)
@@ -83,8 +84,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     grad_b += logits.sum(0)
                 d_logits = logits.to(w_VC.dtype)
                 grad_h[start : start + rows] = matmul(d_logits, w_VC)
-                if grad_w is not None:  # not a frozen head
-                    _add_product(grad_w, d_logits, h)
+                if ctx.needs_input_grad[1]:  # not a frozen head
+                    grad_w = _plus_product(grad_w, d_logits, h, wide)
         if needs_grad:
             ctx.save_for_backward(grad_h, grad_w, grad_b)
             ctx.dtypes = hidden_NC.dtype, weight_VC.dtype
@@ -95,7 +96,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_h, grad_w, grad_b = ctx.saved_tensors
         grad_b = None if grad_b is None else grad_b * grad_output
         hidden, weight = ctx.dtypes
-        grad_w = None if grad_w is None else (grad_w * grad_output).to(weight)
+        # In the order of the weights, as autograd adds to it fastest what a tied embedding got.
+        grad_w = None if grad_w is None else (grad_w.contiguous() * grad_output).to(weight)
         return (grad_h * grad_output).to(hidden), grad_w, None, grad_b, None, None
 
 
