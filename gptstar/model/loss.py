@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gptstar.model.matmul import matmul, one_dnn_takes, transposed_matmul
@@ -10,6 +11,7 @@ from gptstar.model.matmul import matmul, one_dnn_takes, transposed_matmul
 # Logits alive at a time: 128 MB in fp32. Each chunk reads and writes the whole gradient of the weights, which a GPU, so
 # much faster at products, has to do less often; and torch.compile unrolls the loop over chunks.
 CHUNK_ELEMENTS, GPU_CHUNK_ELEMENTS = 2**25, 2**28
+GPU_ROWS = 128  # on a GPU the vocabulary is padded to a multiple: tensor cores want aligned rows
 
 
 def _compute_dtype(weight: Tensor) -> torch.dtype:
@@ -20,6 +22,10 @@ def _compute_dtype(weight: Tensor) -> torch.dtype:
 def softcapped(logits: Tensor, cap: float) -> Tensor:
     """cap * tanh(logits / cap): bounded logits (Gemma 2, arXiv:2408.00118); 0 leaves them as they are."""
     return cap * (logits / cap).tanh() if cap else logits
+
+
+def _missing_rows(weight_VC: Tensor) -> int:
+    return -len(weight_VC) % GPU_ROWS if weight_VC.device.type == "cuda" else 0
 
 
 def _plus_product(grad_VC: Tensor | None, d_logits_NV: Tensor, h_NC: Tensor, dtype: torch.dtype) -> Tensor:
@@ -52,7 +58,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         n_valid: int,
     ) -> Tensor:
         needs_grad = any(ctx.needs_input_grad)
-        w_VC = weight_VC.to(_compute_dtype(weight_VC))
+        w_VC, n_row = weight_VC.to(_compute_dtype(weight_VC)), len(weight_VC)
+        if (missing := _missing_rows(weight_VC)) > 0:
+            w_VC = F.pad(w_VC, (0, 0, 0, missing))
+            bias_V = None if bias_V is None else F.pad(bias_V, (0, missing))
         h_NC = hidden_NC.to(w_VC.dtype)
         wide = torch.float32 if w_VC.dtype in (torch.float16, torch.bfloat16) else w_VC.dtype
         total = torch.zeros((), device=h_NC.device, dtype=wide)
@@ -60,7 +69,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_w = None
         grad_b = torch.zeros_like(bias_V, dtype=wide) if needs_grad and bias_V is not None else None
         elements = CHUNK_ELEMENTS if h_NC.device.type == "cpu" else GPU_CHUNK_ELEMENTS
-        rows = -(-len(h_NC) // max(1, round(len(h_NC) * len(w_VC) / elements)))  # chunks alike
+        n_chunk = max(1, round(len(h_NC) * len(w_VC) / elements))
+        rows = max(1, -(-len(h_NC) // n_chunk))  # chunks alike
         for start in range(0, len(h_NC), rows):
             h, target = h_NC[start : start + rows], target_N[start : start + rows, None]
             logits = matmul(h, w_VC.t()).to(wide)
@@ -88,16 +98,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     grad_w = _plus_product(grad_w, d_logits, h, wide)
         if needs_grad:
             ctx.save_for_backward(grad_h, grad_w, grad_b)
-            ctx.dtypes = hidden_NC.dtype, weight_VC.dtype
+            ctx.dtypes, ctx.n_row = (hidden_NC.dtype, weight_VC.dtype), n_row
         return total
 
     @staticmethod
     def backward(ctx, grad_output: Tensor):
         grad_h, grad_w, grad_b = ctx.saved_tensors
-        grad_b = None if grad_b is None else grad_b * grad_output
+        grad_b = None if grad_b is None else grad_b[: ctx.n_row] * grad_output
         hidden, weight = ctx.dtypes
         # In the order of the weights, as autograd adds to it fastest what a tied embedding got.
-        grad_w = None if grad_w is None else (grad_w.contiguous() * grad_output).to(weight)
+        grad_w = None if grad_w is None else (grad_w[: ctx.n_row].contiguous() * grad_output).to(weight)
         return (grad_h * grad_output).to(hidden), grad_w, None, grad_b, None, None
 
 

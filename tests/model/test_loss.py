@@ -80,3 +80,16 @@ def test_a_target_whose_probability_vanishes_has_a_finite_loss():
     assert loss.item() == 2000
     loss.backward()
     assert hidden.grad is not None and hidden.grad.item() == 2
+
+
+def test_padding_the_vocabulary_changes_nothing(monkeypatch):
+    torch.manual_seed(0)
+    hidden, weight, bias = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((6, 5), (11, 5), (11,)))
+    target = torch.tensor([0, 10, 3, 3, 7, 9])
+    results = []
+    for missing in (0, 5):
+        monkeypatch.setattr(loss_module, "_missing_rows", lambda _, missing=missing: missing)
+        value = linear_cross_entropy(hidden, weight, target, bias, softcap=3.0, n_valid=11)
+        results.append([value, *torch.autograd.grad(value, (hidden, weight, bias))])
+    for plain, padded in zip(*results, strict=True):
+        torch.testing.assert_close(padded, plain)
