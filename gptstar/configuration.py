@@ -9,6 +9,7 @@ import difflib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
@@ -110,10 +111,18 @@ def _mistakes_in_one_line(schema: type) -> Iterator[None]:
         complain(_one_line(error, schema))
         sys.exit(EXIT_BAD_INPUT)
     except Exception as error:
-        if (said := _failed_job(error)) is None:
+        if (said := _failed_job(error) or _no_folder(error)) is None:
             raise
         complain(said)
-        sys.exit(1)
+        sys.exit(EXIT_BAD_INPUT if isinstance(error, OSError) else 1)
+
+
+def _no_folder(error: Exception) -> str | None:
+    """In one line, where Hydra could not make the run folder, which it does before anything of ours runs."""
+    ours = any(frame.name in ("task", "_checked") for frame in traceback.extract_tb(error.__traceback__))
+    if not isinstance(error, OSError) or ours:
+        return None
+    return f"run_dir={error.filename} cannot be made ({error.strerror}): choose another one"
 
 
 def _remove_if_empty(folder: Path) -> None:

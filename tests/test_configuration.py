@@ -1,5 +1,6 @@
 """The command line: every mistake is one clear line and exit code 2, before any work."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -61,6 +62,9 @@ MISTAKES = [
     (["trainer.device=cuda:99"], ["device=cuda:99 cannot be used here"]),
     (["resume=runs/a=b,c"], ["runs/a=b,c", "no such run"]),
     (["resume=runs/never"], ["runs/never", "no such run"]),
+    (["run_dir=/proc/nope"], ["run_dir=/proc/nope cannot be made (No such file", "choose another one"]),
+    (["trainer.parallel=tp"], ["trainer.parallel='tp' is unknown", "fsdp"]),
+    (["trainer.parallel=fsdp"], ["trainer.parallel=fsdp needs several processes", "torchrun --nproc-per-node=N"]),
     (["x y"], ["'x y' is not of the form key=value"]),
 ]
 
@@ -186,6 +190,35 @@ def test_train_resume_evaluate_and_sample_by_command_line(door, corpus_dir, tmp_
             main=lambda config: texts.append(sample(config)),
         )  # fmt: skip
     assert texts[0] == texts[1] and texts[0].startswith("abc")
+
+
+def test_what_a_launcher_starts_again_goes_on_where_it_was(door, train_config, monkeypatch):
+    run = train(train_config).run
+    same = ["experiment=gpt127", "resume=auto", f"run_dir={run}", "trainer.max_steps=12"]  # the command of the start
+    (config,) = composed(door, *same)
+    assert config.resume == str(run) and Path(config.run_dir).resolve() == run and config.model == train_config.model
+    assert config.trainer.max_steps == 12
+    (config,) = composed(door, "resume=auto", "run_dir=elsewhere", "trainer.max_steps=12")
+    assert config.resume is None and config.run_dir == "elsewhere"
+    (config,) = composed(door, f"run_dir={run}", f"resume={run}/checkpoints/step-00000004")
+    assert config.resume.endswith("step-00000004")  # a branch, which is refused later
+    for key in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"):
+        with monkeypatch.context() as patch:
+            (config,) = composed(door, f"run_dir={run}")
+            assert config.resume is None
+            patch.setenv(key, "0")
+            assert composed(door, f"run_dir={run}")[0].resume is None
+            patch.setenv(key, "1")
+            assert composed(door, f"run_dir={run}")[0].resume == str(run)
+            again = composed(door, f"run_dir={run}", "resume=runs/other/checkpoints/step-00000004")[0]
+            assert again.resume == str(run)  # the branch has begun
+
+
+def test_ranks_of_a_job_agree_on_a_folder_that_was_not_named(door, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "abc")
+    assert composed(door)[0].run_dir == "runs/job-abc"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert composed(door)[0].run_dir == composed(door)[0].run_dir == f"runs/job-{os.getppid()}"
 
 
 def test_init_from_brings_shape_and_tokenizer_which_the_command_line_may_change(door, train_config, capsys):

@@ -40,7 +40,7 @@ from gptstar.training.metrics import check_tracker
 from gptstar.training.microbatch import find_microbatch
 from gptstar.training.optimizers import build_optimizer, check_optimizer, set_learning_rate
 from gptstar.training.profile import Part, profile_model, scaled, trace_step, write_table
-from gptstar.training.run_folder import find_start, open_run_folder
+from gptstar.training.run_folder import check_room, find_start, open_run_folder
 from gptstar.training.schedules import learning_rate_factor
 from gptstar.training.spread import SPREADS, check_spread, whole_tensor
 from gptstar.training.start import Origin, begin_optimizer_with, begin_with, read_origin
@@ -87,6 +87,8 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
         check_spread(config, world)
         console = console if console is not None and world.main else Console(quiet=True)
         trainer, start = _prepared(config, world, console)
+        if world.main:
+            check_room(config.run_dir, trainer.checkpoint_bytes)
         run = world.decided(lambda: open_run_folder(trainer.config, start, describe_environment(world.device)))
         return trainer.run_to_the_end(run, console)
 
@@ -154,6 +156,7 @@ class Trainer:
             self.config = dataclasses.replace(config, trainer=options)
         self.microbatch = int(options.microbatch or share)
         self.n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        self.checkpoint_bytes = sum(p.nbytes * (3 if p.requires_grad else 1) for p in model.parameters())
         n_frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
         self.flops_per_token = flops_per_token(config.model, self.length, n_frozen)
         compiled = options.compile if options.compile is not None else self.device.type == "cuda"

@@ -63,17 +63,34 @@ def find_start(config: TrainConfig) -> Path | None:
 def open_run_folder(config: TrainConfig, start: Path | None, environment: dict) -> Path:
     """Creates or reopens config.run_dir with config.yaml and one more entry in environment.json.
 
-    A run that branches off another one's checkpoint begins with the other's metrics.
+    A run that branches off another one's checkpoint begins with the other's metrics. Raises UserError where it cannot
+    be written.
     """
     run = Path(config.run_dir).expanduser()
-    run.mkdir(parents=True, exist_ok=True)
-    if start is not None and not _same_run(run, start):
-        shutil.copyfile(start.parent.parent / "metrics.jsonl", run / "metrics.jsonl")
-    replace_text(run / "config.yaml", yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
-    path = run / "environment.json"
-    entries = json.loads(path.read_text()) if path.is_file() else []
-    replace_text(path, json.dumps([*entries, environment], indent=1))
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        if start is not None and not _same_run(run, start):
+            shutil.copyfile(start.parent.parent / "metrics.jsonl", run / "metrics.jsonl")
+        replace_text(run / "config.yaml", yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
+        path = run / "environment.json"
+        entries = json.loads(path.read_text()) if path.is_file() else []
+        replace_text(path, json.dumps([*entries, environment], indent=1))
+    except OSError as error:
+        raise UserError(f"run_dir={run} cannot be written ({error.strerror or error}): choose another one") from error
     return run
+
+
+def check_room(run_dir: str, n_byte: int) -> None:
+    """Raises UserError where a checkpoint of so many bytes does not fit the disk beside what is there."""
+    place = Path(run_dir).expanduser().absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < n_byte:
+        raise UserError(
+            f"run_dir={run_dir} has {free / 2**30:.1f} GiB free and a checkpoint takes {n_byte / 2**30:.1f}: "
+            "free some, or choose another one"
+        )
 
 
 def _same_run(run: Path, start: Path) -> bool:

@@ -1,11 +1,13 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 
 from gptstar.errors import UserError
 from gptstar.pretrained.native import read_run_config
+from gptstar.training import run_folder
 from gptstar.training.loop import train
 from gptstar.training.run_folder import find_start, open_run_folder
 
@@ -41,3 +43,19 @@ def test_a_run_made_before_a_setting_existed_can_be_resumed(train_config):
     (run / "config.yaml").write_text(yaml.safe_dump(saved))
     longer = dataclasses.replace(train_config.trainer, max_steps=10)
     assert train(dataclasses.replace(train_config, trainer=longer, resume=str(run))).step == 10
+
+
+def test_a_disk_too_small_for_a_checkpoint_is_told_before_anything_is_written(train_config, monkeypatch):
+    usage = type("usage", (), {"free": 1000})
+    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(UserError, match=r"run_dir=.*0.0 GiB free and a checkpoint takes"):
+        train(train_config)
+    assert not Path(train_config.run_dir).exists()
+
+
+def test_a_folder_that_cannot_be_written_is_told(train_config, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        UserError, match=r"run_dir=.*file/run cannot be written \(Not a directory\): choose another one"
+    ):
+        train(dataclasses.replace(train_config, run_dir=str(tmp_path / "file" / "run")))
