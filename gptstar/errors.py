@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
+from pathlib import Path
 
 GRACE = 3.0  # seconds
 
@@ -27,4 +29,8 @@ def complain(error: object) -> None:
     rank = rank_by_launcher()
     if rank != "0":
         time.sleep(GRACE)
+    report = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if report:  # what torchrun prints in its table of failures
+        message = {"message": f"error: {error}", "extraInfo": {"timestamp": str(int(time.time()))}}
+        Path(report).write_text(json.dumps({"message": message}))
     print(f"error: {error}" if rank == "0" else f"error (rank {rank}): {error}", file=sys.stderr, flush=True)
