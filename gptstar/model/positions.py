@@ -157,9 +157,10 @@ class ALiBi(NoPosition):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.n_head = config.n_head
+        self.heads = slice(None)  # those that attend here; tensor parallelism leaves some to each rank
 
     def slopes(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        return _slopes(self.n_head, device, dtype)
+        return _slopes(self.n_head, device, dtype)[self.heads]
 
 
 class LearnedALiBi(NoPosition):

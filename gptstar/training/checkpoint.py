@@ -3,9 +3,9 @@
     training/progress.json    step, tokens, skipped steps
     training/state.pt         optimizer moments, loss scale, random states
 
-A model in shards has distributed/ (`gptstar.pretrained.sharded`) in place of model.safetensors and the moments; it is
-written while training goes on. A checkpoint is written beside, forced to disk and renamed, so a kill or a power cut at
-any instant leaves the last good one in place.
+A model whose layers are cut up is put together first. One in shards has distributed/ (`gptstar.pretrained.sharded`) in
+place of model.safetensors and the moments; it is written while training goes on. A checkpoint is written beside, forced
+to disk and renamed, so a kill or a power cut at any instant leaves the last good one in place.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import UserError
 from gptstar.model.transformer import GPT
+from gptstar.pretrained.empty import empty_model
 from gptstar.pretrained.native import (
     STEP_PREFIX,
     best_checkpoint,
@@ -35,7 +36,9 @@ from gptstar.pretrained.native import (
     save_tensors,
 )
 from gptstar.pretrained.sharded import DAMAGE, is_sharded, read_shards, write_shards
+from gptstar.training.spread import gather_model, like_its_parameter
 from gptstar.training.state import TrainState
+from gptstar.training.tensor_parallel import cut_of
 from gptstar.training.world import World
 
 # The libraries report a full disk in their own ways.
@@ -49,6 +52,7 @@ class Checkpoints:
         self.run, self.tokenizer, self.keep_last, self.world = run, tokenizer, keep_last, world
         self._sharded = world.parallel == "fsdp"
         self._group = dist.new_group(backend="gloo") if self._sharded else None  # of the thread that writes
+        self._cut = world.n_tensor > 1
         self._begun: tuple[Future, Path] | None = None
 
     def save(self, state: TrainState, validation_loss: float | None) -> Path:
@@ -61,9 +65,11 @@ class Checkpoints:
         final = self.run / "checkpoints" / f"{STEP_PREFIX}{state.step:08d}"
         if self.world.same(final.is_dir()):  # interrupted right after this step was saved
             return final
-        if self.world.main:
+        model = gather_model(state.model, self.world, "cpu") if self._cut else state.model
+        tensors = state.tensors(with_moments=not self._sharded, kept=self.world.main)
+        if self.world.main and model is not None:
             with self._explained(final):
-                self._write_plain(final, state, validation_loss)
+                self._write_plain(final, state, model, tensors, validation_loss)
         self.world.wait()
         if self._sharded:
             with self._explained(final):
@@ -90,16 +96,18 @@ class Checkpoints:
             if self.world.main:
                 self._rename(final)
 
-    def _write_plain(self, final: Path, state: TrainState, validation_loss: float | None) -> None:
+    def _write_plain(
+        self, final: Path, state: TrainState, model: GPT, tensors: dict, validation_loss: float | None
+    ) -> None:
         work = _work(final)
         shutil.rmtree(work, ignore_errors=True)
         (work / "training").mkdir(parents=True)
         training = {**state.counters(), "validation_loss": validation_loss}
-        save_description(work, state.model, self.tokenizer, training)
+        save_description(work, model, self.tokenizer, training)
         (work / "training" / "progress.json").write_text(json.dumps(state.counters()))
-        torch.save(state.tensors(with_moments=not self._sharded), work / "training" / "state.pt")
+        torch.save(tensors, work / "training" / "state.pt")
         if not self._sharded:
-            save_tensors(work, state.model)
+            save_tensors(work, model)
             self._rename(final)
 
     def _rename(self, final: Path) -> None:
@@ -143,11 +151,26 @@ def restore_checkpoint(folder: Path, state: TrainState, group: dist.ProcessGroup
                 f"{counters['corpus']}, now {state.corpus}): bring back the old files, or start a new run"
             )
         if is_sharded(folder):
-            read_shards(folder, state.model, state.optimizer, group)
+            _read_shards(folder, state, group)
         state.restore(counters, torch.load(training / "state.pt", map_location="cpu", weights_only=True))
     except DAMAGE as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"resume={folder}: training/ is damaged ({reason}): resume an older checkpoint") from error
+
+
+@torch.no_grad()
+def _read_shards(folder: Path, state: TrainState, group: dist.ProcessGroup | None) -> None:
+    model, optimizer = state.model, state.optimizer
+    if not any(cut_of(parameter) for parameter in model.parameters()):
+        read_shards(folder, model, optimizer, group)
+        return
+    whole = empty_model(model.config, "cpu", torch.float32, torch.float32)
+    holder = torch.optim.SGD(whole.parameters())  # of the moments; it takes no step
+    read_shards(folder, whole, holder, group)
+    for parameter, read in zip(model.parameters(), whole.parameters(), strict=True):
+        parameter.copy_(like_its_parameter(read, parameter))
+        for key, value in holder.state[read].items():
+            optimizer.state[parameter][key] = like_its_parameter(value, parameter).to(parameter.device)
 
 
 def _work(final: Path) -> Path:

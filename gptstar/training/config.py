@@ -27,6 +27,8 @@ class TrainerConfig:
     compile           torch.compile; null: on CUDA only
     parallel          auto (ddp under torchrun, else none), none, ddp (a copy of the model on each process) or fsdp
                       (weights, gradients and moments in shards)
+    tensor_parallel   with parallel=ddp: consecutive ranks that compute every layer together, each with its share of the
+                      heads and channels; such groups then divide the batch. 1: none
     timeout           seconds that a step waits for the other ranks before the run ends
     batch_size        sequences an optimizer step, on all ranks together
     microbatch        sequences a forward pass of a rank; null: all it has, which this must divide; auto: what suits
@@ -59,6 +61,7 @@ class TrainerConfig:
     precision: str = "auto"
     compile: bool | None = None
     parallel: str = "auto"
+    tensor_parallel: int = 1
     timeout: float = 600.0
     batch_size: int = 16
     microbatch: int | str | None = None
@@ -104,7 +107,7 @@ class TrainerConfig:
         if isinstance(self.microbatch, str) and self.microbatch != "auto":
             raise ValueError(f"trainer.microbatch={self.microbatch!r} must be a number, auto or null")
         positive = ("batch_size", "sequence_length", "max_steps", "max_tokens", "eval_tokens", "timeout")
-        for key in (*positive, "keep_last", "peak_flops", "eval_tasks_limit"):
+        for key in (*positive, "tensor_parallel", "keep_last", "peak_flops", "eval_tasks_limit"):
             value = getattr(self, key)
             if value is not None and value <= 0:
                 raise ValueError(f"trainer.{key}={value} must be above 0")

@@ -42,7 +42,7 @@ from gptstar.training.optimizers import build_optimizer, check_optimizer, set_le
 from gptstar.training.profile import Part, profile_model, scaled, trace_step, write_table
 from gptstar.training.run_folder import check_room, find_start, open_run_folder
 from gptstar.training.schedules import learning_rate_factor
-from gptstar.training.spread import SPREADS, check_spread, whole_tensor
+from gptstar.training.spread import check_spread, pick_spread
 from gptstar.training.start import Origin, begin_optimizer_with, begin_with, read_origin
 from gptstar.training.state import TrainState
 from gptstar.training.throughput import measure_bandwidth, measure_matmul_peak, memory_in_use, peak_flops
@@ -82,7 +82,8 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
     config.check()
     check_tracker(config.logger)
     check_optimizer(config.optimizer)
-    with open_world(config.trainer.parallel, config.trainer.device, config.trainer.timeout) as world:
+    options = config.trainer
+    with open_world(options.parallel, options.device, options.timeout, options.tensor_parallel) as world:
         config = world.same(config)
         check_spread(config, world)
         console = console if console is not None and world.main else Console(quiet=True)
@@ -148,9 +149,9 @@ class Trainer:
             freeze_all_but_adapters(model)
         model = model.to(self.device)
         model.recomputed, model.attention_kernel = options.recompute, options.attention
-        share = options.batch_size // world.size
+        share = options.batch_size // world.n_share
         if options.microbatch == "auto":  # a resumed run goes on with what is found
-            with fast_gradients():
+            with fast_gradients():  # before it is spread: ranks that have to meet cannot each try sizes in its own time
                 found = find_microbatch(self._loss_of(model), model, self.length, share, self.device)
             options = dataclasses.replace(options, microbatch=world.least(found))
             self.config = dataclasses.replace(config, trainer=options)
@@ -160,7 +161,7 @@ class Trainer:
         n_frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
         self.flops_per_token = flops_per_token(config.model, self.length, n_frozen)
         compiled = options.compile if options.compile is not None else self.device.type == "cuda"
-        self.spread = SPREADS[world.parallel](model, world, self.precision, compiled)
+        self.spread = pick_spread(world)(model, world, self.precision, compiled)
         self.loss = self._loss_of(self.spread.run)
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.state = TrainState(model, build_optimizer(model, config.optimizer), scaler, corpus.key)
@@ -170,7 +171,7 @@ class Trainer:
             restore_checkpoint(start, self.state, world.agreement)
         self.range = RangeTest() if config.schedule.name == "exponential" else None
         windows = window_count(len(corpus.train), self.length)
-        self.order = BatchOrder(windows, options.batch_size, options.seed, world.rank, world.size)
+        self.order = BatchOrder(windows, options.batch_size, options.seed, world.share, world.n_share)
         self.ending: str | None = None  # the signal that ends the run early, once all ranks know of it
 
     def run_to_the_end(self, run: Path, console: Console) -> Outcome:
@@ -260,8 +261,8 @@ class Trainer:
                 state.scaler.scale(part).backward()
             loss += part.detach()
         state.scaler.unscale_(state.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), options.clip or math.inf)
-        loss_value, norm_value = self._agree(loss, whole_tensor(norm))
+        norm = self.spread.clip(options.clip or math.inf)
+        loss_value, norm_value = self._agree(loss, norm)
         # With loss scaling an infinite gradient is normal: the scaler skips the step and lowers its scale.
         scaling = state.scaler.is_enabled() and state.scaler.get_scale() >= 1
         if self.range is not None:
@@ -306,7 +307,8 @@ class Trainer:
         parts |= scaled(one, len(inputs) // self.microbatch)
         seconds, optimizer = trace_step(self._take_step, self.device, folder)
         # AdamW reads weight, gradient and two moments and writes three of them.
-        parts["optimizer"] = Part(optimizer, 0.0, 28.0 * self.n_trained if config.optimizer.name == "adamw" else 0.0)
+        n_own = sum(p.numel() for p in state.model.parameters() if p.requires_grad)
+        parts["optimizer"] = Part(optimizer, 0.0, 28.0 * n_own if config.optimizer.name == "adamw" else 0.0)
         peak = self.peak / self.world.size if self.peak else measure_matmul_peak(self.device)
         title = f"Step {state.step} of {config.model.name}, {inputs.numel():,} tokens in {self.precision}"
         table = write_table(parts, seconds, peak, measure_bandwidth(self.device), title, folder)
@@ -338,9 +340,9 @@ class Trainer:
             self.device,
             self.precision,
             max_tokens,
-            self.world.rank,
-            self.world.size,
-            self.world.total,
+            self.world.share,
+            self.world.n_share,
+            self.world.share_total,
         )
 
     def _validate(self) -> HeldOutLoss:
@@ -418,6 +420,7 @@ class Trainer:
         trained = "" if self.n_trained == n_all else f" ({self.n_trained:,} of them trained)"
         origin = f", from {config.init_from}" if config.init_from else ""
         ranks = "" if self.world.parallel == "none" else f", {self.world.parallel} on {self.world.size} ranks"
+        ranks += "" if self.world.n_tensor == 1 else f", {self.world.n_tensor} to a layer"
         self.journal.note(
             f"{config.model.name}{origin}: {n_all:,} parameters{trained}, {self.total} steps of "
             f"{config.tokens_per_step:,} tokens ({self.order.epoch(self.total):.2f} epochs)\n"

@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from gptstar.model.matmul import linear
 from gptstar.model.transformer import GPT
+from gptstar.training.tensor_parallel import summed
 
 KINDS: dict[Any, str] = {
     F.embedding: "forward: embedding",
@@ -34,6 +35,7 @@ KINDS: dict[Any, str] = {
     F.gelu: "forward: activation",
     F.silu: "forward: activation",
     F.relu: "forward: activation",
+    summed: "forward: sums over ranks",
 }
 REST = "forward: everything else"
 

@@ -1,4 +1,5 @@
-"""How a model lies on the processes that train it: whole on one, a copy on each (DDP), or in shards (FSDP)."""
+"""How a model lies on the processes that train it: whole on one, a copy on each (DDP), in shards (FSDP), or with every
+layer cut up among some (tensor parallelism)."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -17,6 +19,14 @@ from gptstar.errors import UserError
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.empty import empty_model
 from gptstar.training.config import TrainConfig
+from gptstar.training.tensor_parallel import (
+    ELEMENTWISE,
+    build_mesh,
+    check_tensor_parallel,
+    clip_gradients,
+    cut_blocks,
+    cut_of,
+)
 from gptstar.training.world import World
 
 
@@ -34,6 +44,10 @@ class Whole:
         """Around forward and backward of a microbatch: ranks exchange gradients at the last one only."""
         return nullcontext()
 
+    def clip(self, max_norm: float) -> Tensor:
+        """Scales all gradients down where together their norm is above `max_norm`; the norm before."""
+        return whole_tensor(torch.nn.utils.clip_grad_norm_(self.model.parameters(), max_norm))
+
     def gathered(self) -> GPT | None:
         """The whole model on rank 0, to sample from and to evaluate; None elsewhere. All ranks have to ask for it."""
         return self.model if self.world.main else None
@@ -44,12 +58,39 @@ class Replicated(Whole):
 
     def __init__(self, model: GPT, world: World, precision: str, compiled: bool) -> None:
         super().__init__(model, world, precision, compiled)
-        devices = [world.device.index] if world.device.type == "cuda" else None
-        self._wrapped = DistributedDataParallel(self.run, device_ids=devices, gradient_as_bucket_view=True)
+        self._copy_within(None)
+
+    def _copy_within(self, group: dist.ProcessGroup | None) -> None:
+        devices = [self.world.device.index] if self.world.device.type == "cuda" else None
+        self._wrapped = DistributedDataParallel(
+            self.run, device_ids=devices, process_group=group, gradient_as_bucket_view=True
+        )
         self.run = cast(GPT, self._wrapped)
 
     def accumulating(self, last: bool) -> AbstractContextManager:
         return nullcontext() if last else self._wrapped.no_sync()
+
+
+class TensorParallel(Replicated):
+    """Every block cut up among consecutive ranks (`tensor_parallel.py`); each such group has a copy of the model."""
+
+    def __init__(self, model: GPT, world: World, precision: str, compiled: bool) -> None:
+        mesh = build_mesh(world)
+        self._group = mesh["tensor"]
+        cut_blocks(model, self._group)
+        Whole.__init__(self, model, world, precision, compiled)
+        self._copies = world.n_share > 1
+        if self._copies:
+            self._copy_within(mesh.get_group("data"))
+
+    def accumulating(self, last: bool) -> AbstractContextManager:
+        return super().accumulating(last) if self._copies else nullcontext()
+
+    def clip(self, max_norm: float) -> Tensor:
+        return clip_gradients(self.model, max_norm, self._group)
+
+    def gathered(self) -> GPT | None:
+        return gather_model(self.model, self.world, self.world.device)
 
 
 class Sharded(Whole):
@@ -76,53 +117,71 @@ class Sharded(Whole):
         self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
         return nullcontext()
 
-    @torch.no_grad()
     def gathered(self) -> GPT | None:
         self.model.reshard()  # type: ignore[operator]  # after a validation it is still gathered in part
-        copy = (
-            empty_model(self.model.config, self.world.device, torch.float32, torch.float32) if self.world.main else None
-        )
-        targets = copy.parameters() if copy is not None else iter(())
-        for parameter in self.model.parameters():
-            whole = whole_tensor(parameter)
-            if copy is not None:
-                next(targets).copy_(whole)
-        return copy
+        return gather_model(self.model, self.world, self.world.device)
 
 
-SHARDABLE = ("adamw", "lion")  # optimizers that move every weight by itself
+@torch.no_grad()
+def gather_model(model: GPT, world: World, device: torch.device | str) -> GPT | None:
+    """A whole copy, in fp32, of a model in parts, made on rank 0; None elsewhere. All ranks have to ask for it."""
+    copy = empty_model(model.config, device, torch.float32, torch.float32) if world.main else None
+    targets = copy.parameters() if copy is not None else iter(())
+    for parameter in model.parameters():
+        whole = whole_tensor(parameter)
+        if copy is not None:
+            next(targets).copy_(whole)
+    return copy
+
+
 SPREADS: dict[str, type[Whole]] = {"none": Whole, "ddp": Replicated, "fsdp": Sharded}
+
+
+def pick_spread(world: World) -> type[Whole]:
+    """How a model is to lie on these processes."""
+    return TensorParallel if world.n_tensor > 1 else SPREADS[world.parallel]
 
 
 def check_spread(config: TrainConfig, world: World) -> None:
     """Raises UserError for what cannot be trained on these ranks."""
     batch, microbatch = config.trainer.batch_size, config.trainer.microbatch
-    if batch % world.size:
+    if world.n_tensor > 1:
+        check_tensor_parallel(config, world)
+    n, readers = world.n_share, "ranks" if world.n_tensor == 1 else f"groups of {world.n_tensor} ranks"
+    if batch % n:
+        raise UserError(f"trainer.batch_size={batch} cannot be divided among {n} {readers}: choose a multiple of {n}")
+    if isinstance(microbatch, int) and batch // n % microbatch:
         raise UserError(
-            f"trainer.batch_size={batch} cannot be divided among {world.size} ranks: choose a multiple of {world.size}"
-        )
-    if isinstance(microbatch, int) and batch // world.size % microbatch:
-        raise UserError(
-            f"trainer.microbatch={microbatch} does not divide the {batch // world.size} sequences of a rank: lower it"
+            f"trainer.microbatch={microbatch} does not divide the {batch // n} sequences of a rank: lower it"
         )
     if world.parallel != "fsdp":
         return
-    if config.optimizer.name not in SHARDABLE:
+    if config.optimizer.name not in ELEMENTWISE:
         raise UserError(
             f"optimizer={config.optimizer.name} needs whole matrices, which trainer.parallel=fsdp cuts up: choose one "
-            f"of {', '.join(SHARDABLE)}, or trainer.parallel=ddp"
+            f"of {', '.join(ELEMENTWISE)}, or trainer.parallel=ddp"
         )
     if pick_precision(config.trainer.precision, world.device) == "fp16":
         raise UserError("trainer.precision=fp16 scales the loss, which trainer.parallel=fsdp cannot: choose bf16")
 
 
-def whole_tensor(tensor: Tensor) -> Tensor:
-    """A tensor that may be in shards, put together; all ranks have to ask for it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+def whole_tensor(tensor: Tensor, parameter: Tensor | None = None) -> Tensor:
+    """A tensor that may be in parts, put together; all ranks have to ask for it.
+
+    parameter: what it is cut like where it has its shape, for example a moment's; None: the tensor itself.
+    """
+    if isinstance(tensor, DTensor):
+        return tensor.full_tensor()
+    parameter = tensor if parameter is None else parameter
+    cut = cut_of(parameter)
+    return tensor if cut is None or tensor.shape != parameter.shape else cut.whole(tensor)
 
 
 def like_its_parameter(whole: Tensor, parameter: Tensor) -> Tensor:
-    """This rank's shard of what every rank has whole, cut as the parameter is; anything of another shape as it is."""
+    """This rank's part of what every rank has whole, cut as the parameter is; anything of another shape as it is."""
+    cut = cut_of(parameter)
+    if cut is not None:
+        return cut.part(whole) if whole.ndim == parameter.ndim else whole
     if not isinstance(parameter, DTensor) or whole.shape != parameter.shape:
         return whole
     whole = whole.to(parameter.device)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from gptstar.model.transformer import GPT
-from gptstar.training.spread import like_its_parameter
+from gptstar.training.spread import like_its_parameter, whole_tensor
+from gptstar.training.tensor_parallel import cut_of
 
 
 @dataclass
@@ -27,10 +28,13 @@ class TrainState:
         """The plain numbers, for JSON."""
         return {"step": self.step, "tokens": self.tokens, "skipped": self.skipped, "corpus": self.corpus}
 
-    def tensors(self, with_moments: bool = True) -> dict:
-        """Optimizer moments, loss scale and random states, of types that torch.load(weights_only=True) accepts."""
+    def tensors(self, with_moments: bool = True, kept: bool = True) -> dict:
+        """Optimizer moments, loss scale and random states, of types that torch.load(weights_only=True) accepts.
+
+        Moments of a model whose layers are cut are whole; all ranks have to ask for them, and get them where `kept`.
+        """
         return {
-            **({"optimizer": self.optimizer.state_dict()} if with_moments else {}),
+            **({"optimizer": self._whole_moments(kept)} if with_moments else {}),
             "scaler": self.scaler.state_dict(),
             "torch_rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -47,9 +51,24 @@ class TrainState:
         if len(tensors["cuda_rng"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(tensors["cuda_rng"])
 
+    def _whole_moments(self, kept: bool) -> dict:
+        saved, parameters = self.optimizer.state_dict(), self._parameters()
+        if not any(cut_of(parameter) for parameter in parameters):
+            return saved
+        found: dict[int, dict] = {}
+        for index, moments in saved["state"].items():
+            whole = {key: whole_tensor(value, parameters[index]) for key, value in moments.items()}
+            # A device has room for one at a time.
+            found[index] = {key: value.cpu() for key, value in whole.items()} if kept else {}
+        return {**saved, "state": found}
+
+    def _parameters(self) -> list[Tensor]:
+        """As optimizers number them."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
     def _restore_moments(self, saved: dict) -> None:
         settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        parameters = self._parameters()
         for index, moments in saved.get("state", {}).items():
             for key, value in moments.items():
                 if isinstance(value, Tensor):

@@ -39,7 +39,8 @@ class LostRank(UserError):
 class World:
     """This process among all of them.
 
-    parallel: none, ddp or fsdp. agreement: a group for objects and long waits, on the CPU.
+    parallel: none, ddp or fsdp. agreement: a group for objects and long waits, on the CPU. n_tensor: how many
+    consecutive ranks compute every layer together and so read the same share of the batch; timeout: of their waits.
     """
 
     device: torch.device
@@ -47,11 +48,23 @@ class World:
     rank: int = 0
     size: int = 1
     agreement: dist.ProcessGroup | None = None
+    n_tensor: int = 1
+    timeout: timedelta | None = None
 
     @property
     def main(self) -> bool:
         """Whether this is rank 0, which writes."""
         return self.rank == 0
+
+    @property
+    def n_share(self) -> int:
+        """How many shares a batch is read in."""
+        return self.size // self.n_tensor
+
+    @property
+    def share(self) -> int:
+        """Which of them is this rank's, from 0."""
+        return self.rank // self.n_tensor
 
     def same(self, value: T) -> T:
         """Rank 0's value, everywhere."""
@@ -82,6 +95,10 @@ class World:
         if self.agreement is not None:
             dist.all_reduce(values)
         return values
+
+    def share_total(self, values: Tensor) -> Tensor:
+        """The sum over shares of the batch, whose ranks all have the same."""
+        return self.total(values) / self.n_tensor
 
     def least(self, value: int) -> int:
         """The smallest over ranks."""
@@ -115,7 +132,7 @@ def _take_over_from_slurm() -> None:
 
 
 @contextmanager
-def open_world(parallel: str, device: str, timeout: float) -> Iterator[World]:
+def open_world(parallel: str, device: str, timeout: float, n_tensor: int = 1) -> Iterator[World]:
     """Joins the other processes while entered. Raises UserError where the launch and the configuration disagree,
     and LostRank for what torch raises when another process is gone.
     """
@@ -125,7 +142,7 @@ def open_world(parallel: str, device: str, timeout: float) -> Iterator[World]:
                 f"trainer.parallel={parallel} needs several processes: start it with torchrun "
                 "--nproc-per-node=N train.py ..., or set trainer.parallel=none"
             )
-        yield World(pick_device(device))
+        yield World(pick_device(device), n_tensor=n_tensor)
         return
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if parallel == "none" and size > 1:
@@ -140,8 +157,9 @@ def open_world(parallel: str, device: str, timeout: float) -> Iterator[World]:
     try:
         store, _, _ = next(rendezvous("env://", rank, size, timeout=timedelta(seconds=timeout)))
         store = _unwritten_part(store, rank, size, timeout)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
-        yield World(place, kind, rank, size, dist.new_group(backend="gloo", timeout=PATIENCE))
+        limit = timedelta(seconds=timeout)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
+        yield World(place, kind, rank, size, dist.new_group(backend="gloo", timeout=PATIENCE), n_tensor, limit)
     except RuntimeError as error:  # torch's own DistErrors are RuntimeErrors too
         if isinstance(error, dist.DistError) or any(sign in str(error) for sign in SIGNS):
             reason = " ".join(str(error).split())[:160]
