@@ -18,7 +18,8 @@ if __name__ == "__main__":
 
     from gptstar.errors import complain, rank_by_launcher
     from gptstar.training.config import TrainConfig
-    from gptstar.training.loop import EXIT_NONFINITE, NonFiniteLoss, train
+    from gptstar.training.loop import train
+    from gptstar.training.trainer import EXIT_NONFINITE, NonFiniteLoss
 
     def main(config: TrainConfig) -> None:
         """One run, and what to try after it."""

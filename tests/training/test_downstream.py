@@ -9,7 +9,7 @@ import pytest
 from gptstar.errors import UserError
 from gptstar.evaluation.command import EvaluateConfig, evaluate
 from gptstar.evaluation.tasks import LoadedTask
-from gptstar.training import loop
+from gptstar.training import loop, trainer
 from gptstar.training.config import TrainerConfig
 from gptstar.training.downstream import load_downstream
 from gptstar.training.metrics import TIMING_KEYS, read_metrics
@@ -61,7 +61,7 @@ def test_a_resumed_run_logs_each_once(config, tmp_path):
 
 def test_what_an_interruption_kept_from_being_measured_is_measured_on_resuming(config, monkeypatch):
     whole = lines(config)
-    real = loop.measure_downstream
+    real = trainer.measure_downstream
 
     def killed(model, tokenizer, task, limit):
         if task.name == "wikitext":
@@ -70,24 +70,24 @@ def test_what_an_interruption_kept_from_being_measured_is_measured_on_resuming(c
 
     run = f"{config.run_dir}-again"
     checkpointed = replace(config, run_dir=run, trainer=replace(config.trainer, checkpoint_every=3))
-    monkeypatch.setattr(loop, "measure_downstream", killed)
+    monkeypatch.setattr(trainer, "measure_downstream", killed)
     with pytest.raises(KeyboardInterrupt):
         lines(checkpointed)
-    monkeypatch.setattr(loop, "measure_downstream", real)
+    monkeypatch.setattr(trainer, "measure_downstream", real)
     resumed = lines(replace(checkpointed, resume=run))
     tasks = [line for line in resumed if any("/" in key for key in line)]
     assert tasks == [line for line in whole if any("/" in key for key in line)]
 
 
 def test_a_task_that_fails_leaves_the_run_and_the_other_task(config, monkeypatch):
-    real = loop.measure_downstream
+    real = trainer.measure_downstream
 
     def failing(model, tokenizer, task, limit):
         if task.name == "piqa":
             raise ZeroDivisionError("no documents")
         return real(model, tokenizer, task, limit)
 
-    monkeypatch.setattr(loop, "measure_downstream", failing)
+    monkeypatch.setattr(trainer, "measure_downstream", failing)
     found = lines(config)
     assert found[-1]["step"] == 8 and "final_loss" in found[-1]
     assert any("wikitext/word_perplexity" in line for line in found)

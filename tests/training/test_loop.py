@@ -15,12 +15,13 @@ from gptstar.data.tokenizer import TokenizerConfig
 from gptstar.errors import UserError
 from gptstar.evaluation.command import EvaluateConfig, evaluate
 from gptstar.model.folded import FoldedAttention
-from gptstar.training import loop
+from gptstar.training import trainer
 from gptstar.training.config import LoggerConfig, TrainConfig
-from gptstar.training.loop import NonFiniteLoss, Trainer, train
+from gptstar.training.loop import train
 from gptstar.training.metrics import TIMING_KEYS, read_metrics
 from gptstar.training.optimizers import OptimizerConfig
 from gptstar.training.schedules import ScheduleConfig
+from gptstar.training.trainer import NonFiniteLoss, Trainer
 from support import tiny_model, write_corpus
 
 
@@ -200,7 +201,7 @@ def test_a_skipped_step_in_fp16_does_not_upset_the_loss_scaler(train_config, mon
 
 
 def test_held_out_loss_that_is_not_a_number_stops_before_it_is_saved(train_config, monkeypatch):
-    monkeypatch.setattr(loop, "held_out_loss", lambda *a: loop.HeldOutLoss(math.nan, math.nan, 0))
+    monkeypatch.setattr(trainer, "held_out_loss", lambda *a: trainer.HeldOutLoss(math.nan, math.nan, 0))
     with pytest.raises(NonFiniteLoss, match="step 4: held-out loss nan: stopped; no checkpoint was written yet"):
         train(train_config)
 
@@ -371,7 +372,7 @@ def test_samples_during_the_run_go_to_the_log_and_change_nothing(train_config, t
 
 def test_the_last_and_the_best_checkpoint_are_kept(train_config, monkeypatch):
     losses = iter([3.0, 1.0, 2.0, 2.5, 9.0])
-    fake = loop.HeldOutLoss(0.0, 0.0, 0)
+    fake = trainer.HeldOutLoss(0.0, 0.0, 0)
     monkeypatch.setattr(loop, "held_out_loss", lambda *a: dataclasses.replace(fake, loss=next(losses)))
     train(changed(train_config, checkpoint_every=2, keep_last=1, eval_every=0))
     names = sorted(p.name for p in (Path(train_config.run_dir) / "checkpoints").iterdir())

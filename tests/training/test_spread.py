@@ -11,7 +11,8 @@ import gptstar
 from gptstar.errors import UserError
 from gptstar.pretrained.native import find_checkpoint, list_checkpoints
 from gptstar.training.config import TrainConfig
-from gptstar.training.loop import NonFiniteLoss, train
+from gptstar.training.loop import train
+from gptstar.training.trainer import NonFiniteLoss
 from gptstar.training.world import LostRank
 from support import tiny_model
 

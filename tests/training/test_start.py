@@ -14,9 +14,10 @@ from gptstar.errors import UserError
 from gptstar.evaluation.command import EvaluateConfig, evaluate
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.native import load_weights
-from gptstar.training.loop import Trainer, train
+from gptstar.training.loop import train
 from gptstar.training.optimizers import OptimizerConfig, build_optimizer
 from gptstar.training.start import Origin, begin_optimizer_with, begin_with, read_origin
+from gptstar.training.trainer import Trainer
 from support import tiny_model
 
 TOKENIZER = TokenizerConfig(name="init_from", source="init_from")
