@@ -373,7 +373,7 @@ def test_samples_during_the_run_go_to_the_log_and_change_nothing(train_config, t
 def test_the_last_and_the_best_checkpoint_are_kept(train_config, monkeypatch):
     losses = iter([3.0, 1.0, 2.0, 2.5, 9.0])
     fake = trainer.HeldOutLoss(0.0, 0.0, 0)
-    monkeypatch.setattr(loop, "held_out_loss", lambda *a: dataclasses.replace(fake, loss=next(losses)))
+    monkeypatch.setattr(trainer, "held_out_loss", lambda *a: dataclasses.replace(fake, loss=next(losses)))
     train(changed(train_config, checkpoint_every=2, keep_last=1, eval_every=0))
     names = sorted(p.name for p in (Path(train_config.run_dir) / "checkpoints").iterdir())
     assert names == ["step-00000004", "step-00000008"]
