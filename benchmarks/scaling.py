@@ -32,6 +32,10 @@ def expected(model: str, parallel: str, n: int) -> tuple[float, float]:
     if parallel == "fsdp":
         # The table is gathered once; gloo scatters a sum by making it everywhere, which NCCL does at half of that.
         return 4 * whole / n + 4 * table + 4 * block, (n - 1) / n * (4 * whole - table)
+    if parallel == "tensor":
+        sublayers = config.n_layer * (1 if config.block == "parallel_shared" else 2)
+        sums = 2 * sublayers * 4 * LENGTH * config.d_model
+        return 4 * (table + (whole - table) / n) + 3 * table, 2 * (n - 1) / n * sums
     return 4 * whole + 3 * table, 2 * (n - 1) / n * whole
 
 
@@ -41,17 +45,18 @@ def work(model: str) -> None:
 
     from gptstar.model.transformer import GPT
     from gptstar.training.optimizers import OptimizerConfig, build_optimizer
-    from gptstar.training.spread import SPREADS
+    from gptstar.training.spread import pick_spread
     from gptstar.training.world import open_world
 
     torch.set_num_threads(1)
     parallel = os.environ["PARALLEL"]
-    with open_world(parallel, "cpu", 600) as world:
+    together = int(os.environ["WORLD_SIZE"]) if parallel == "tensor" else 1
+    with open_world("ddp" if together > 1 else parallel, "cpu", 600, together) as world:
         config = preset(model)
         world.wait()
         torch.distributed.all_reduce(torch.zeros(1))
         before = resident("VmRSS")
-        spread = SPREADS[world.parallel](GPT(config), world, "fp32", compiled=False)
+        spread = pick_spread(world)(GPT(config), world, "fp32", compiled=False)
         optimizer = build_optimizer(spread.model, OptimizerConfig())
         tokens = torch.randint(config.vocab_size, (1, LENGTH))
 
@@ -112,8 +117,8 @@ def main() -> None:
         return
     rows = []
     print(f"{options.model} on {cpu_name()}, commit {commit()}; MiB, measured / formula")
-    for parallel in ("ddp", "fsdp"):
-        for n in options.ranks:
+    for parallel in ("ddp", "fsdp", "tensor"):
+        for n in options.ranks[parallel == "tensor" :]:
             found = measure(options.model, parallel, n)
             memory, sent = expected(options.model, parallel, n)
             rows.append({"parallel": parallel, "ranks": n, **found, "memory_formula": memory, "sent_formula": sent})

@@ -26,6 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from gptstar.environment import launch, launches
 from gptstar.errors import UserError, complain
 from gptstar.model.config import ModelConfig
 
@@ -136,7 +137,9 @@ def _checked(config: DictConfig, schema: type) -> Any:
     output = Path(HydraConfig.get().runtime.output_dir)
     try:
         begun = (output / "config.yaml").is_file()
-        if "resume" in config and (config.resume == "auto" or _started_again()) and begun:
+        if "resume" in config and config.resume == "auto":
+            _refuse_a_name_of_the_moment()
+        if "resume" in config and begun and (config.resume == "auto" or _started_again(output)):
             config.resume = str(output)
             config = _resumed(config, schema, same_command=True)
         elif "resume" in config and config.resume and config.resume != "auto":
@@ -155,9 +158,17 @@ def _checked(config: DictConfig, schema: type) -> Any:
         raise UserError(str(error)) from error
 
 
-def _started_again() -> bool:
-    """Whether a launcher runs this command once more, after a process was lost or a job preempted."""
-    return any(int(os.environ.get(key) or 0) > 0 for key in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+def _started_again(run: Path) -> bool:
+    """Whether a launcher runs once more what has begun in this folder, after a process was lost or a job preempted."""
+    counts = (os.environ.get(key) or 0 for key in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+    return any(int(count) > 0 for count in counts) and launch() in launches(run)
+
+
+def _refuse_a_name_of_the_moment() -> None:
+    """resume=auto looks into a folder that has to be the same the next time."""
+    named = any(override.startswith("run_dir=") for override in HydraConfig.get().overrides.task)
+    if not named and launch() is None:
+        raise UserError("resume=auto needs to know where the run is or will be: set run_dir")
 
 
 def _resumed(config: DictConfig, schema: type, same_command: bool = False) -> DictConfig:
@@ -204,14 +215,13 @@ def _shaped_like_origin(config: DictConfig) -> DictConfig:
 
 
 def _default_run_dir(resume: str | None) -> str:
-    """Where a run goes that was not told: into the run it continues, or runs/ and the time; under torchrun runs/ and
-    what all its processes know, restarted ones too.
+    """Where a run goes that was not told: into the run it continues, or runs/ and the time; with a launcher, runs/ and
+    what all its processes know, those that are started again too.
     """
     if resume and (Path(resume).expanduser() / "config.yaml").is_file():
         return str(Path(resume).expanduser())
-    job = os.environ.get("TORCHELASTIC_RUN_ID")
-    if job:
-        return f"runs/job-{os.getppid() if job == 'none' else job}"
+    if (job := launch()) is not None:
+        return f"runs/{job}"
     return f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}"
 
 

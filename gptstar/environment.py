@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -30,7 +31,34 @@ def describe_environment(device: torch.device) -> dict:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "cuda": torch.version.cuda,
         "command": " ".join(sys.argv),
+        "launch": launch(),
     }
+
+
+def launch() -> str | None:
+    """What the processes of one launch, and those it starts again, have in common; None without a launcher."""
+    job = os.environ.get("TORCHELASTIC_RUN_ID")
+    if job == "none":  # torchrun without --standalone or --rdzv-id: its process, and when that began
+        parent = os.getppid()
+        try:
+            began = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19]
+        except OSError:
+            began = "0"
+        return f"job-{parent}-{began}"
+    if job:
+        return f"job-{job}"
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1 or "SLURM_RESTART_COUNT" in os.environ:
+        names = ("SLURM_JOB_ID", "SLURM_STEP_ID")
+        return "slurm-" + "-".join(os.environ.get(name, "0") for name in names)
+    return None
+
+
+def launches(run: Path) -> list[str | None]:
+    """Those that have worked in a run folder."""
+    try:
+        return [entry.get("launch") for entry in json.loads((run / "environment.json").read_text())]
+    except (OSError, ValueError):
+        return []
 
 
 def commit() -> str | None:

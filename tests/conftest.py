@@ -17,6 +17,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 import torch
+from ranks import Ranks
 
 from gptstar.data.corpora import DataConfig
 from gptstar.data.tokenizer import TokenizerConfig
@@ -55,6 +56,21 @@ def corpus_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def ranks():
+    """Four processes that train together, started at the first call."""
+    made: list[Ranks] = []
+
+    def get() -> Ranks:
+        if not made:
+            made.append(Ranks(4))
+        return made[0]
+
+    yield get
+    for each in made:
+        each.close()
 
 
 @pytest.fixture

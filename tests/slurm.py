@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,7 @@ def srun(arguments: list[str]) -> None:
         own = {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_STEP_NUM_TASKS": n_task}
         environment = os.environ | {key: str(value) for key, value in own.items()}
         tasks.append(subprocess.Popen(arguments, env=environment, stdout=files[0], stderr=files[1]))
+    (Path(os.environ["STAND_IN_SLURM"]) / "tasks").write_text(" ".join(str(task.pid) for task in tasks))
     sys.exit(max(abs(task.wait()) for task in tasks))
 
 
@@ -79,7 +81,11 @@ def scontrol(arguments: list[str]) -> None:
     if arguments[:2] == ["show", "hostnames"]:
         print("127.0.0.1")
     elif arguments[0] == "requeue":
-        (Path(os.environ["STAND_IN_SLURM"]) / f"requeue-{arguments[1]}").touch()
+        folder = Path(os.environ["STAND_IN_SLURM"])
+        (folder / f"requeue-{arguments[1]}").touch()
+        for task in (folder / "tasks").read_text().split():
+            if int(task) != os.getppid():
+                os.kill(int(task), signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The command line: every mistake is one clear line and exit code 2, before any work."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -63,6 +64,7 @@ MISTAKES = [
     (["resume=runs/a=b,c"], ["runs/a=b,c", "no such run"]),
     (["resume=runs/never"], ["runs/never", "no such run"]),
     (["run_dir=/proc/nope"], ["run_dir=/proc/nope cannot be made (No such file", "choose another one"]),
+    (["resume=auto"], ["resume=auto needs to know where the run is", "set run_dir"]),
     (["trainer.parallel=tp"], ["trainer.parallel='tp' is unknown", "fsdp"]),
     (["trainer.parallel=fsdp"], ["trainer.parallel=fsdp needs several processes", "torchrun --nproc-per-node=N"]),
     (["x y"], ["'x y' is not of the form key=value"]),
@@ -202,23 +204,33 @@ def test_what_a_launcher_starts_again_goes_on_where_it_was(door, train_config, m
     assert config.resume is None and config.run_dir == "elsewhere"
     (config,) = composed(door, f"run_dir={run}", f"resume={run}/checkpoints/step-00000004")
     assert config.resume.endswith("step-00000004")  # a branch, which is refused later
-    for key in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"):
+    entry = json.loads((run / "environment.json").read_text())[-1]
+    for key, launch in (("TORCHELASTIC_RESTART_COUNT", "job-abc"), ("SLURM_RESTART_COUNT", "slurm-5-0")):
         with monkeypatch.context() as patch:
-            (config,) = composed(door, f"run_dir={run}")
-            assert config.resume is None
-            patch.setenv(key, "0")
-            assert composed(door, f"run_dir={run}")[0].resume is None
+            patch.setenv("SLURM_JOB_ID", "5")
+            if launch == "job-abc":
+                patch.setenv("TORCHELASTIC_RUN_ID", "abc")
             patch.setenv(key, "1")
+            # Somebody else's run, which the first attempt has refused to touch.
+            (run / "environment.json").write_text(json.dumps([{**entry, "launch": "job-other"}]))
+            assert composed(door, f"run_dir={run}")[0].resume is None
+            (run / "environment.json").write_text(json.dumps([{**entry, "launch": launch}]))
             assert composed(door, f"run_dir={run}")[0].resume == str(run)
             again = composed(door, f"run_dir={run}", "resume=runs/other/checkpoints/step-00000004")[0]
             assert again.resume == str(run)  # the branch has begun
+            patch.setenv(key, "0")
+            assert composed(door, f"run_dir={run}")[0].resume is None
 
 
 def test_ranks_of_a_job_agree_on_a_folder_that_was_not_named(door, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "abc")
     assert composed(door)[0].run_dir == "runs/job-abc"
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    assert composed(door)[0].run_dir == composed(door)[0].run_dir == f"runs/job-{os.getppid()}"
+    assert composed(door)[0].run_dir == composed(door)[0].run_dir and f"-{os.getppid()}-" in composed(door)[0].run_dir
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert composed(door)[0].run_dir == "runs/slurm-7-0"
 
 
 def test_init_from_brings_shape_and_tokenizer_which_the_command_line_may_change(door, train_config, capsys):

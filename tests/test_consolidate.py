@@ -4,20 +4,15 @@ import dataclasses
 
 import pytest
 import torch
-from ranks import Ranks
 
 import gptstar
 from gptstar.consolidate import ConsolidateConfig, consolidate
 from gptstar.errors import UserError
 
 
-def test_one_file_from_shards(train_config, tmp_path, capsys):
+def test_one_file_from_shards(ranks, train_config, tmp_path, capsys):
     trainer = dataclasses.replace(train_config.trainer, parallel="fsdp", max_steps=4)
-    ranks = Ranks(2)
-    try:
-        outcomes = ranks.train(dataclasses.replace(train_config, trainer=trainer), 2)
-    finally:
-        ranks.close()
+    outcomes = ranks().train(dataclasses.replace(train_config, trainer=trainer), 2)
     assert outcomes[0].final, outcomes
     folder = tmp_path / "weights"
     consolidate(ConsolidateConfig(train_config.run_dir, str(folder)))

@@ -39,7 +39,7 @@ from gptstar.pretrained.sharded import DAMAGE, is_sharded, read_shards, write_sh
 from gptstar.training.spread import gather_model, like_its_parameter
 from gptstar.training.state import TrainState
 from gptstar.training.tensor_parallel import cut_of
-from gptstar.training.world import World
+from gptstar.training.world import PATIENCE, World, lost
 
 # The libraries report a full disk in their own ways.
 _FAILURES = (OSError, RuntimeError, SafetensorError, CheckpointException)
@@ -51,7 +51,9 @@ class Checkpoints:
     def __init__(self, run: Path, tokenizer: Tokenizer, keep_last: int, world: World) -> None:
         self.run, self.tokenizer, self.keep_last, self.world = run, tokenizer, keep_last, world
         self._sharded = world.parallel == "fsdp"
-        self._group = dist.new_group(backend="gloo") if self._sharded else None  # of the thread that writes
+        self._group = (
+            dist.new_group(backend="gloo", timeout=PATIENCE) if self._sharded else None
+        )  # of the thread that writes
         self._cut = world.n_tensor > 1
         self._begun: tuple[Future, Path] | None = None
 
@@ -123,7 +125,10 @@ class Checkpoints:
         try:
             yield
         except _FAILURES as error:
-            shutil.rmtree(_work(final), ignore_errors=True)
+            if lost(error):
+                raise
+            if self.world.main:
+                shutil.rmtree(_work(final), ignore_errors=True)
             reason = " ".join(str(error).split())[:200]
             what = f"checkpoint {final} cannot be written ({reason})"
             raise UserError(f"{what}: older checkpoints are untouched") from error

@@ -1,13 +1,16 @@
 """Signals as a request: the step in progress finishes, the run saves itself, then it ends.
 
 SIGINT and SIGTERM, and SIGUSR2, by which submitit learns that Slurm is about to end a job: it is passed on to submitit,
-which queues the job again, once the run has saved itself.
+which queues the job again, once the run has saved itself (`saved`).
 """
 
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType
+
+LAST_WORDS = 60.0  # seconds
 
 
 class Interrupt:
@@ -19,6 +22,7 @@ class Interrupt:
 
     def __init__(self, launched: bool = False) -> None:
         self.requested: str | None = None
+        self.saved = False
         self.launched = launched
 
     def __enter__(self) -> Interrupt:
@@ -28,8 +32,9 @@ class Interrupt:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        if self.requested == "SIGUSR2" and callable(self._before[signal.SIGUSR2]):
+        if self.saved and self.requested == "SIGUSR2" and callable(self._before[signal.SIGUSR2]):
             signal.raise_signal(signal.SIGUSR2)
+            time.sleep(LAST_WORDS)  # where this is not the task that queues the job again: Slurm ends them all then
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested and self.launched and number == signal.SIGTERM:

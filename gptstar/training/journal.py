@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -67,8 +67,8 @@ class Journal:
         per_byte = f"{found.bits_per_byte:.4f} bits/byte"
         self.note(f"step {self.state.step}: held-out loss {found.loss:.4f} nats/token, {per_byte}")
 
-    def end(self, found: HeldOutLoss, sample: str | None, title: str) -> None:
-        """The validation on all of it, the curve, and what the model writes now."""
+    def end(self, found: HeldOutLoss, title: str) -> None:
+        """The validation on all of it, and the curve."""
         self.write(
             {
                 "final_loss": found.loss,
@@ -78,16 +78,18 @@ class Journal:
         )
         if self._log is not None:
             draw_loss_curve(self._log.path, self.run / "loss.png", title)
-        self.note(f"\nsample\n{sample}\n")
         per_byte = f"{found.bits_per_byte:.4f} bits/byte"
-        self.note(f"{found.loss:.4f} nats/token, {per_byte} on all held-out text ({self.run}/loss.png)")
+        self.note(f"\n{found.loss:.4f} nats/token, {per_byte} on all held-out text ({self.run}/loss.png)")
+
+    def running(self, total: int) -> AbstractContextManager[None]:
+        """Shows progress towards `total` steps while entered."""
+        return self.display.running(self.state.step, total)
 
     @contextmanager
-    def open(self, total: int) -> Iterator[None]:
-        """Shows progress towards `total` steps while entered; closes everything afterwards."""
+    def open(self) -> Iterator[None]:
+        """Closes everything afterwards."""
         try:
-            with self.display.running(self.state.step, total):
-                yield
+            yield
         finally:
             if self._log is not None:
                 self._log.close()

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from gptstar.device import DTYPES, pick_precision
+from gptstar.device import DTYPES, free_memory, pick_precision
 from gptstar.errors import UserError
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.empty import empty_model
@@ -124,7 +124,13 @@ class Sharded(Whole):
 
 @torch.no_grad()
 def gather_model(model: GPT, world: World, device: torch.device | str) -> GPT | None:
-    """A whole copy, in fp32, of a model in parts, made on rank 0; None elsewhere. All ranks have to ask for it."""
+    """A whole copy, in fp32, of a model in parts, made on rank 0 (on its CPU where a GPU has no room); None elsewhere.
+
+    All ranks have to ask for it.
+    """
+    n_byte = sum(4 * parameter.numel() for parameter in model.parameters())
+    if torch.device(device).type == "cuda" and free_memory(torch.device(device)) < 2 * n_byte:
+        device = "cpu"
     copy = empty_model(model.config, device, torch.float32, torch.float32) if world.main else None
     targets = copy.parameters() if copy is not None else iter(())
     for parameter in model.parameters():
@@ -161,6 +167,8 @@ def check_spread(config: TrainConfig, world: World) -> None:
             f"optimizer={config.optimizer.name} needs whole matrices, which trainer.parallel=fsdp cuts up: choose one "
             f"of {', '.join(ELEMENTWISE)}, or trainer.parallel=ddp"
         )
+    if microbatch == "auto":
+        raise UserError("trainer.microbatch=auto measures a whole model, not one in shards: set it to a number")
     if pick_precision(config.trainer.precision, world.device) == "fp16":
         raise UserError("trainer.precision=fp16 scales the loss, which trainer.parallel=fsdp cannot: choose bf16")
 

@@ -100,7 +100,8 @@ class Trainer:
             restore_weights(start, model)
         if options.trainable == "adapters":
             freeze_all_but_adapters(model)
-        model = model.to(self.device)
+        if world.parallel != "fsdp":  # which moves a block at a time
+            model = model.to(self.device)
         model.recomputed, model.attention_kernel = options.recompute, options.attention
         share = options.batch_size // world.n_share
         if options.microbatch == "auto":  # a resumed run goes on with what is found
@@ -110,7 +111,7 @@ class Trainer:
             self.config = dataclasses.replace(config, trainer=options)
         self.microbatch = int(options.microbatch or share)
         self.n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        self.checkpoint_bytes = sum(p.nbytes * (3 if p.requires_grad else 1) for p in model.parameters())
+        self.checkpoint_bytes = sum(p.nbytes for p in model.parameters())
         n_frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
         self.flops_per_token = flops_per_token(config.model, self.length, n_frozen)
         compiled = options.compile if options.compile is not None else self.device.type == "cuda"
@@ -134,48 +135,55 @@ class Trainer:
         """
         self.run = run
         state, options, total = self.state, self.config.trainer, self.total
+        self.garbage = GarbageCollection()
         self.journal = Journal(run, self.config, state, console, self.world.main)
         self.checkpoints = Checkpoints(run, self.corpus.tokenizer, options.keep_last, self.world)
         self.feed = Feed(self.corpus.train, self.order, self.length, self.device)
         try:
-            self.interrupt, garbage = Interrupt(launched()), GarbageCollection()
-            with self.interrupt, self.journal.open(total), garbage, fast_gradients():
-                self._introduce()
-                self._recall_range_test()
-                self._measure_tasks()  # those that an interruption kept from it
-                third = min(state.step + 2, total - 1)
-                while state.step < total and not self._ends():
-                    if options.profile and state.step == third:
-                        self._profile_step()
-                    else:
-                        self._take_step()
-                    garbage.after_step()
-                    if self.range is not None:
-                        if self.range.exploded:
-                            break
-                        continue
-                    self.checkpoints.look()
-                    last = state.step == total
-                    saving = last or _due(state.step, options.checkpoint_every)
-                    held_out = None
-                    if saving or _due(state.step, options.eval_every):
-                        held_out = self._validate()
-                    if _due(state.step, options.sample_every) and not last:
-                        self.journal.note(self._sample(n_token=60) or "")
-                    if saving and held_out:
-                        self.checkpoints.save(state, held_out.loss)
-                    self._measure_tasks()
-                if self.range is not None and (self.range.exploded or state.step == total or not self._ends()):
-                    return self._conclude(self.range)
-                if state.step < total:
-                    saved = self.checkpoints.save(state, None)
-                    self.checkpoints.finish()
-                    self.journal.note(f"{self._ends()}: saved {saved}; resume={run} continues")
+            with self.journal.open(), fast_gradients(), self.garbage:
+                with Interrupt(launched()) as self.interrupt, self.journal.running(total):
+                    self._introduce()
+                    self._recall_range_test()
+                    self._measure_tasks()  # those that an interruption kept from it
+                    self._take_steps()
+                    whole = state.step == total or (self.range is not None and self.range.exploded)
+                    if not whole:
+                        saved = self.checkpoints.save(state, None)
+                        self.checkpoints.finish()
+                        self.journal.note(f"{self._ends()}: saved {saved}; resume={run} continues")
+                        self.interrupt.saved = True
+                if not whole:
                     return Outcome(run, state.step, self._ends(), None, None)
                 self.checkpoints.finish()
-                return self._finish()
+                return self._conclude(self.range) if self.range is not None else self._finish()
         finally:
             self.feed.close()
+
+    def _take_steps(self) -> None:
+        """Until the budget is used up, a signal comes, or a range test has exploded."""
+        state, options = self.state, self.config.trainer
+        third = min(state.step + 2, self.total - 1)
+        while state.step < self.total and not self._ends():
+            if options.profile and state.step == third:
+                self._profile_step()
+            else:
+                self._take_step()
+            self.garbage.after_step()
+            if self.range is not None:
+                if self.range.exploded:
+                    break
+                continue
+            self.checkpoints.look()
+            last = state.step == self.total
+            saving = last or _due(state.step, options.checkpoint_every)
+            held_out = None
+            if saving or _due(state.step, options.eval_every):
+                held_out = self._validate()
+            if _due(state.step, options.sample_every) and not last:
+                self.journal.note(self._sample(n_token=60) or "")
+            if saving and held_out:
+                self.checkpoints.save(state, held_out.loss)
+            self._measure_tasks()
 
     def _ends(self) -> str | None:
         """The signal that ends the run before its budget does. Several ranks agree on it in a step."""
@@ -241,8 +249,9 @@ class Trainer:
     def _agree(self, loss: Tensor, norm: Tensor) -> tuple[float, float]:
         """The loss over all ranks and the gradient's norm; and whether a signal has come to any of them."""
         signal = loss.new_tensor(float(self.interrupt.requested is not None))
-        loss, norm, signal = self.world.total(torch.stack((loss, norm.to(loss.dtype), signal))) / self.world.size
-        loss_value, norm_value, share = torch.stack((loss, norm, signal)).tolist()
+        # On the CPU, where a rank that is gone raises an error.
+        shared = self.world.total(torch.stack((loss, norm.to(loss.dtype), signal)).cpu()) / self.world.size
+        loss_value, norm_value, share = shared.tolist()
         if share:
             self.ending = self.interrupt.requested or "a signal to another rank"
         return loss_value, norm_value
@@ -260,7 +269,7 @@ class Trainer:
         parts |= scaled(one, len(inputs) // self.microbatch)
         seconds, optimizer = trace_step(self._take_step, self.device, folder)
         # AdamW reads weight, gradient and two moments and writes three of them.
-        n_own = sum(p.numel() for p in state.model.parameters() if p.requires_grad)
+        n_own = sum(getattr(p, "_local_tensor", p).numel() for p in state.model.parameters() if p.requires_grad)
         parts["optimizer"] = Part(optimizer, 0.0, 28.0 * n_own if config.optimizer.name == "adamw" else 0.0)
         peak = self.peak / self.world.size if self.peak else measure_matmul_peak(self.device)
         title = f"Step {state.step} of {config.model.name}, {inputs.numel():,} tokens in {self.precision}"
@@ -326,6 +335,7 @@ class Trainer:
                 self.journal.write(found)
                 shown = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
                 self.journal.note(f"step {state.step}: {shown}")
+            self.garbage.collect()
         self.world.wait()
 
     def _sample(self, n_token: int) -> str | None:
@@ -350,9 +360,11 @@ class Trainer:
 
     def _finish(self) -> Outcome:
         model = self.config.model
-        final, sample = self._held_out_loss(max_tokens=None), self._sample(n_token=120)
+        final = self._held_out_loss(max_tokens=None)
         title = f"{model.name} ({parameter_count(model) / 1e6:.2f}M parameters) on {self.config.data.name}"
-        self.journal.end(final, sample, title)
+        self.journal.end(final, title)
+        sample = self._sample(n_token=120)
+        self.journal.note(f"\nsample\n{sample}")
         return Outcome(self.run, self.state.step, None, final, sample)
 
     def _conclude(self, test: RangeTest) -> Outcome:

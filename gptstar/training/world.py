@@ -28,7 +28,7 @@ T = TypeVar("T")
 PARALLEL = ("auto", "none", "ddp", "fsdp")
 PATIENCE = timedelta(days=7)  # while rank 0 prepares a corpus or evaluates
 # What gloo and NCCL say when another process is gone or silent.
-SIGNS = ("closed by peer", "Connection reset", "Timed out", "timed out", "Broken pipe", "NCCL", "Gloo", "gloo", "store")
+SIGNS = ("closed by peer", "Connection reset", "Connection refused", "Timed out", "timed out", "Broken pipe")
 
 
 class LostRank(UserError):
@@ -79,11 +79,15 @@ class World:
         return self.same(work() if self.main else None)  # type: ignore[return-value, arg-type]
 
     def first(self, work: Callable[[], T]) -> T:
-        """What `work` gives, done by rank 0 first and then by the others: they find what it has left in a cache."""
-        if self.main:
+        """What `work` gives, done by the first rank of each machine before the others, who find what it left there."""
+        ahead = os.environ.get("LOCAL_RANK", "0") == "0"
+        if ahead:
             result = work()
         self.wait()
-        return result if self.main else work()
+        if not ahead:
+            result = work()
+        self.wait()
+        return result
 
     def wait(self) -> None:
         """Until all have come here, however long that takes."""
@@ -109,6 +113,11 @@ class World:
         return int(found)
 
 
+def lost(error: BaseException) -> bool:
+    """Whether torch says with it that another process is gone or silent."""
+    return isinstance(error, dist.DistError) or any(sign in str(error) for sign in SIGNS)
+
+
 def launched() -> bool:
     """Whether torchrun, srun with several tasks, or what sets the same variables as torchrun started this process."""
     if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
@@ -121,14 +130,16 @@ def _take_over_from_slurm() -> None:
     names = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS"}
     os.environ.update({ours: os.environ[theirs] for ours, theirs in names.items()})
     if "MASTER_ADDR" not in os.environ:
-        ask = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
+        nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ["SLURM_JOB_NODELIST"]
+        ask = ["scontrol", "show", "hostnames", nodes]
         try:
             hosts = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.split()
         except (OSError, subprocess.CalledProcessError) as error:
             raise UserError(f"scontrol cannot tell where rank 0 is ({error}): set MASTER_ADDR") from error
         os.environ["MASTER_ADDR"] = hosts[0]
     # Known to all without asking, and seldom another job's.
-    os.environ.setdefault("MASTER_PORT", str(20_000 + int(os.environ["SLURM_JOB_ID"]) % 20_000))
+    known = int(os.environ["SLURM_JOB_ID"]) * 7 + int(os.environ.get("SLURM_STEP_ID") or 0)
+    os.environ.setdefault("MASTER_PORT", str(20_000 + known % 20_000))
 
 
 @contextmanager
@@ -161,7 +172,7 @@ def open_world(parallel: str, device: str, timeout: float, n_tensor: int = 1) ->
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
         yield World(place, kind, rank, size, dist.new_group(backend="gloo", timeout=PATIENCE), n_tensor, limit)
     except RuntimeError as error:  # torch's own DistErrors are RuntimeErrors too
-        if isinstance(error, dist.DistError) or any(sign in str(error) for sign in SIGNS):
+        if lost(error):
             reason = " ".join(str(error).split())[:160]
             what = f"rank {rank} of {size} lost another one, or waited {timeout:g} s for it ({reason})"
             raise LostRank(f"{what}: resume the run, or start torchrun with --max-restarts") from error
@@ -195,9 +206,14 @@ def _unwritten_part(store: dist.Store, rank: int, size: int, timeout: float) -> 
 
 def _place(device: str) -> torch.device:
     """The device of this process: the one of its number, where the machine has several."""
+    several = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1
+    if device.startswith("cuda:") and several:
+        raise UserError(f"trainer.device={device} would be the device of every process of this machine: set it to cuda")
     if device not in ("auto", "cuda") or not torch.cuda.is_available():
         return pick_device(device)
     local, n_device = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if n_device == 1 and "SLURM_PROCID" in os.environ:  # srun shows each task its own
+        local = 0
     if local >= n_device:
         raise UserError(f"process {local} of this machine has no GPU, there are {n_device}: lower --nproc-per-node")
     return torch.device("cuda", local)

@@ -61,12 +61,11 @@ def test_a_preempted_job_of_two_tasks_saves_itself_is_queued_again_and_goes_on(c
     assert len(metrics(run, "loss")[0]) == 400 and len(metrics(run, "final_loss")[0]) == 1
 
 
-def test_a_sweep_is_a_job_a_run_and_a_failed_one_is_named(command, environment, tmp_path):
-    one = [*command, "trainer.max_steps=4", "optimizer.lr=1e-3,1e30"]
+def test_a_failed_job_is_named_in_one_line(command, environment):
+    one = [*command, "trainer.max_steps=4", "optimizer.lr=1e30"]
     done = subprocess.run(one, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-    assert re.search(r"error: run 1 ended with exit code 3: its log is in run_dir/.slurm", done.stderr)
-    assert len(metrics(_run(tmp_path, 0), "final_loss")[0]) == 1
+    assert re.search(r"error: run 0 ended with exit code 3: its log is in run_dir/.slurm", done.stderr)
 
 
 def _run(folder: Path, number: int) -> Path:

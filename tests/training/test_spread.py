@@ -20,20 +20,6 @@ KEYS = ("loss", "validation_loss", "final_loss", "grad_norm")
 CLOSE = 2e-5  # relative, fp32: sums are taken in another order, and AdamW divides by small numbers
 
 
-@pytest.fixture(scope="module")
-def ranks():
-    made: list[Ranks] = []
-
-    def get() -> Ranks:
-        if not made:
-            made.append(Ranks(4))
-        return made[0]
-
-    yield get
-    for each in made:
-        each.close()
-
-
 def changed(config: TrainConfig, name: str, **trainer) -> TrainConfig:
     options = dataclasses.replace(config.trainer, **trainer)
     return dataclasses.replace(config, trainer=options, run_dir=str(Path(config.run_dir).with_name(name)))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import Accident, Ranks, metrics
+from ranks import Accident, metrics
 
 import gptstar
 from gptstar.errors import UserError
@@ -18,13 +18,6 @@ from support import tiny_model
 
 KEYS = ("loss", "validation_loss", "final_loss", "grad_norm")
 CLOSE = 2e-5  # relative, fp32: sums are taken in another order, and AdamW divides by small numbers
-
-
-@pytest.fixture(scope="module")
-def ranks():
-    made = Ranks(4)
-    yield made
-    made.close()
 
 
 @pytest.fixture
@@ -69,7 +62,7 @@ def test_two_ranks_a_layer_are_one_device(ranks, config, n, model, options):
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, **model))
     train(config)
     many = changed(config, "many", tensor_parallel=2, **options)
-    outcomes = ranks.train(many, n)
+    outcomes = ranks().train(many, n)
     assert [type(o).__name__ for o in outcomes] == ["Outcome"] * n, outcomes
     assert outcomes[0].sample and all(o.sample is None for o in outcomes[1:])
     same_curve(config.run_dir, many.run_dir)
@@ -86,7 +79,7 @@ def test_four_ranks_a_layer_within_documents_with_lion(ranks, config):
     config = dataclasses.replace(config, optimizer=lion, data=data)
     train(config)
     many = changed(config, "many", tensor_parallel=4, microbatch="auto")
-    assert ranks.train(many, 4)[0].final
+    assert ranks().train(many, 4)[0].final
     same_curve(config.run_dir, many.run_dir, 5e-4)  # Lion moves by signs
 
 
@@ -94,7 +87,7 @@ def test_half_precision_is_half_precision_on_one_device(ranks, config):
     one = changed(config, "half", precision="bf16")
     train(one)
     many = changed(one, "many", tensor_parallel=2)
-    assert ranks.train(many, 2)[0].final
+    assert ranks().train(many, 2)[0].final
     same_curve(one.run_dir, many.run_dir, 5e-3)
 
 
@@ -106,7 +99,7 @@ def test_a_run_goes_on_with_every_other_layout(ranks, config):
     for parallel, n, n_tensor, steps in stages:
         stage = changed(config, "moved", parallel=parallel, tensor_parallel=n_tensor, max_steps=10)
         accident = Accident("signal", rank=n - 1, step=steps - 1) if steps < 10 else None
-        outcomes = ranks.train(dataclasses.replace(stage, resume=run), n, accident)
+        outcomes = ranks().train(dataclasses.replace(stage, resume=run), n, accident)
         assert {o.step for o in outcomes} == {steps}, outcomes
         run = stage.run_dir
     (a, norm_a, end_a), (b, norm_b, end_b) = (
@@ -151,6 +144,6 @@ def test_an_optimizer_of_whole_matrices_is_refused(config, name):
 
 def test_all_ranks_refuse_before_anything_is_written(ranks, config):
     config = changed(config, "refused", tensor_parallel=2, parallel="fsdp")
-    outcomes = ranks.train(config, 2)
+    outcomes = ranks().train(config, 2)
     assert all(isinstance(o, UserError) and "trainer.tensor_parallel=2" in str(o) for o in outcomes), outcomes
     assert not Path(config.run_dir).exists()
