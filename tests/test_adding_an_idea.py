@@ -13,6 +13,8 @@ import pytest
 
 from support import write_corpus
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "adding_an_idea.md").read_text()
 

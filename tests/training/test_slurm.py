@@ -14,6 +14,8 @@ from ranks import metrics
 
 from gptstar.training.metrics import read_metrics
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

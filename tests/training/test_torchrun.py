@@ -15,6 +15,8 @@ from ranks import metrics
 import gptstar
 from gptstar.training.metrics import read_metrics
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
