@@ -160,6 +160,12 @@ def test_an_added_source_continues_the_order(old, new, seed, data):
     assert history.taken(begin + until) == {s.name: taken[s.name] for s in [*old, *new]}
 
 
+def test_a_source_is_added_between_two_passes_that_round_differently():
+    a, b = Source("a", np.array([21]), 0.5), Source("b", np.array([8]))
+    added = History([Mixture([a], 0)]).changed([a, b], 10)  # of ten windows and a half ten came
+    assert added.taken(10 + added.at(10).n_pass) == {"a": 21, "b": 8}
+
+
 @settings(deadline=None, max_examples=20)
 @given(sources(), st.integers(0, 100), st.data())
 def test_at_most_so_many_shards_are_in_use(some, seed, data):

@@ -99,6 +99,26 @@ def test_concatenated_windows_are_those_of_each_shard(lengths, shard_tokens, len
             assert torch.equal(batch.inputs, rows[:, :-1]) and torch.equal(batch.targets, rows[:, 1:])
 
 
+@KINDS
+def test_a_window_reads_nothing_but_its_own_shard(tmp_path, monkeypatch, kind):
+    """Shards may be far away, and only some of them here."""
+    stream, _ = write(tmp_path, [3, 30, 7, 0, 12, 5, 44, 2] * 4, 60)
+    packing = kind(stream, 8, EOT, tmp_path)
+    ends = np.cumsum([s.tokens for s in stream.split.shards])
+    shards = np.repeat(np.arange(len(ends)), packing.windows_per_shard)
+    read, touched = stream.read, set()
+
+    def watched(start, n):
+        touched.update(np.searchsorted(ends, [start, start + n - 1], side="right").tolist())
+        return read(start, n)
+
+    monkeypatch.setattr(stream, "read", watched)
+    for window, shard in enumerate(shards.tolist()):
+        touched.clear()
+        packing.read(np.array([window]))
+        assert touched == {shard}
+
+
 def naive_best_fit(sizes: list[int], capacity: int) -> list[int]:
     """How full the bins are, one item at a time."""
     room: list[int] = []
