@@ -101,7 +101,8 @@ def cut_file(chunks: Iterator[bytes], piece: str) -> Iterator[Block]:
 def cut_warc(chunks: Iterator[bytes], piece: str) -> Iterator[Block]:
     """The plain text in a WARC or WET file: conversion records, and text/plain in resource and response records.
 
-    Each is (WARC-Date, bytes); text that declares another character set than UTF-8 is converted.
+    Each is (WARC-Date, bytes); text in another character set than UTF-8 is converted. What a web server called text is
+    not always any: in responses bytes that do not fit become U+FFFD.
     """
     from warcio.archiveiterator import WARCIterator
     from warcio.exceptions import ArchiveLoadFailed
@@ -117,15 +118,16 @@ def cut_warc(chunks: Iterator[bytes], piece: str) -> Iterator[Block]:
             where = f"{piece}, WARC record {records - 1}"
             if record.length is None or not hasattr(record.raw_stream, "limit"):
                 raise UserError(f"{where}: no Content-Length: get it anew")
+            data = None
             if record.rec_type in ("conversion", "resource", "response"):
                 _check_size(record.length, where)
                 data = _plain_text(record, where)
-                if data is not None:
-                    yield from group.add(record.rec_headers.get_header("WARC-Date") or "", data)
             while record.raw_stream.read(CHUNK_BYTES):
                 pass
             if record.raw_stream.limit:
                 raise UserError(f"{where} is cut off, {record.raw_stream.limit} bytes are missing: get it anew")
+            if data is not None:
+                yield from group.add(record.rec_headers.get_header("WARC-Date") or "", data)
         if archive.err_count:
             raise UserError(f"{piece}: a WARC record is longer than its Content-Length: get it anew")
     except ArchiveLoadFailed as error:
@@ -185,13 +187,14 @@ def _plain_text(record, where: str) -> bytes | None:
     data = record.content_stream().read(MAX_RECORD_BYTES + 1)
     _check_size(len(data), where)
     _, _, charset = kind.lower().partition("charset=")
-    charset = charset.partition(";")[0].strip(" '\"")
-    if charset in ("", "utf-8", "utf8", "us-ascii"):
+    charset = charset.partition(";")[0].strip(" '\"") or "utf-8"
+    if charset == "utf-8" and record.rec_type != "response":
         return data
     try:
-        return data.decode(charset, "replace").encode("utf-8", "replace")
+        text = data.decode(charset, "replace")
     except (LookupError, UnicodeError):  # a name that someone made up, or one of no character set
-        return data
+        text = data.decode("utf-8", "replace")
+    return text.encode("utf-8", "replace")
 
 
 def _check_size(size: int, where: str) -> None:

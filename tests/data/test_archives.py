@@ -148,6 +148,21 @@ def test_the_plain_text_of_a_warc_is_read_with_its_date(size):
     assert read(cut_warc(chunks(make_warc(*WARC)), "a.warc"))[0].date is None
 
 
+@pytest.mark.parametrize("charset", ["", "; charset=utf-8", "; charset=made-up", "; charset=hex"])
+def test_a_web_servers_bytes_that_are_no_text_are_replaced(charset):
+    data = make_warc(http(f"text/plain{charset}", b"a\xff"))
+    assert [r.text for r in read(cut_warc(chunks(data), "a.warc"))] == ["a�"]
+
+
+def test_half_a_warc_record_is_never_handed_on(monkeypatch):
+    monkeypatch.setattr(archives, "BLOCK_BYTES", 1)
+    data = make_warc(("conversion", "text/plain", b"one"), ("conversion", "text/plain", b"two and more"))
+    blocks = cut_warc(chunks(data[:-10]), "a.warc")
+    assert next(blocks).raw[0][1] == b"one"
+    with pytest.raises(UserError, match=r"a.warc, WARC record 1 is cut off"):
+        next(blocks)
+
+
 def test_a_warc_cut_off_anywhere_within_a_record_is_an_error():
     data = make_warc(*WARC[1:3])
     second = data.index(b"WARC/1", 10)
