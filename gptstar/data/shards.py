@@ -7,18 +7,28 @@ A prepared corpus is a folder:
     SPLIT-00000.bin           token numbers, little-endian uint16 or uint32, documents one after another,
                               each closed by ONE end-of-text token
     SPLIT-00000.offsets.npy   uint64, where each document starts in its shard
+    verified.json             which of these files were read and found right here; no part of the corpus
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Iterable
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from gptstar.errors import UserError
+from gptstar.files import replace_text
+
+OPEN_TRIES = 20
+STAMP_FILE = "verified.json"
+SETTLED_NS = 2 * 10**9  # a file changed twice within a tick of the disk's clock looks unchanged
 
 
 @dataclass
@@ -86,8 +96,8 @@ class ShardWriter:
         shard = Shard(f"{self.name}-{len(self.split.shards):05d}.bin", self._filled, len(self._offsets), "", "")
         np.concatenate(self._pieces).tofile(self.folder / shard.file)
         np.save(self.folder / shard.offsets_file, np.array(self._offsets, dtype="<u8"))
-        shard.sha256 = _checksum(self.folder / shard.file)
-        shard.offsets_sha256 = _checksum(self.folder / shard.offsets_file)
+        shard.sha256 = file_checksum(self.folder / shard.file)
+        shard.offsets_sha256 = file_checksum(self.folder / shard.offsets_file)
         self.split.shards.append(shard)
         self.split.tokens += shard.tokens
         self.split.documents += shard.documents
@@ -95,13 +105,29 @@ class ShardWriter:
 
 
 class TokenStream:
-    """The shards of a split as one long sequence of tokens, read where it lies."""
+    """The shards of a split as one long sequence of tokens, read where it lies, by any number of threads.
 
-    def __init__(self, folder: Path, split: Split, vocab_size: int) -> None:
-        dtype = token_dtype(vocab_size)
+    locate: where a shard's file lies; it may take its time. None: in `folder`.
+    most_open: so many shards are mapped at once, those read last (None: all of them); each that is let go is told to
+    `dropped`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        split: Split,
+        vocab_size: int,
+        locate: Callable[[Shard], Path] | None = None,
+        most_open: int | None = None,
+        dropped: Callable[[Shard], None] = lambda shard: None,
+    ) -> None:
         self.split = split
-        self._maps = [np.memmap(folder / s.file, dtype=dtype, mode="r", shape=(s.tokens,)) for s in split.shards]
+        self._dtype = token_dtype(vocab_size)
+        self._locate = locate or (lambda shard: folder / shard.file)
+        self._most_open, self._dropped = most_open, dropped
         self._ends = np.cumsum([s.tokens for s in split.shards])
+        self._maps: dict[int, np.ndarray] = {}  # by shard, those read last at the end
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return self.split.tokens
@@ -112,11 +138,42 @@ class TokenStream:
             raise IndexError(f"tokens {start}..{start + n_token} of {len(self)}")
         pieces, shard = [], int(np.searchsorted(self._ends, start, side="right"))
         while n_token:
-            offset = start - (int(self._ends[shard]) - len(self._maps[shard]))
-            piece = self._maps[shard][offset : offset + n_token]
+            tokens = self._map(shard)
+            offset = start - (int(self._ends[shard]) - len(tokens))
+            piece = tokens[offset : offset + n_token]
             pieces.append(piece)
             start, n_token, shard = start + len(piece), n_token - len(piece), shard + 1
         return np.concatenate(pieces).astype(np.int64) if pieces else np.empty(0, np.int64)
+
+    def _map(self, number: int) -> np.ndarray:
+        if self._most_open is None:
+            tokens = self._maps.get(number)
+        else:
+            with self._lock:
+                if (tokens := self._maps.pop(number, None)) is not None:
+                    self._maps[number] = tokens
+        return self._open(number) if tokens is None else tokens
+
+    def _open(self, number: int) -> np.ndarray:
+        """The lock is not held meanwhile: others read on while a shard is fetched."""
+        shard = self.split.shards[number]
+        for _ in range(OPEN_TRIES):
+            path = self._locate(shard)
+            try:
+                # asarray: slices of a plain array are made faster
+                tokens = np.asarray(np.memmap(path, dtype=self._dtype, mode="r", shape=(shard.tokens,)))
+                break
+            except FileNotFoundError:  # another process that shares the cache may have needed the room
+                pass
+        else:
+            raise UserError(f"token shard {path} is missing: it was removed while it was in use")
+        with self._lock:
+            self._maps[number] = tokens
+            while self._most_open is not None and len(self._maps) > self._most_open:
+                oldest = next(iter(self._maps))
+                del self._maps[oldest]
+                self._dropped(self.split.shards[oldest])
+        return tokens
 
 
 def token_dtype(vocab_size: int) -> str:
@@ -125,8 +182,14 @@ def token_dtype(vocab_size: int) -> str:
 
 
 def verify(folder: Path, shards: Iterable[Shard], vocab_size: int) -> None:
-    """Reads every shard once; UserError names the first that is missing, truncated or altered."""
+    """UserError names the first shard that is missing, truncated or altered.
+
+    Every file is read once; a later call reads only those whose size or time of change differ from what verified.json
+    says of them. What changes bytes without touching the time (a failing disk) is found by removing that file.
+    """
     remedy = f"delete {folder} to prepare the corpus again"
+    known = _read_stamp(folder)
+    news = False
     for shard in shards:
         path = folder / shard.file
         expected = shard.tokens * np.dtype(token_dtype(vocab_size)).itemsize
@@ -138,10 +201,34 @@ def verify(folder: Path, shards: Iterable[Shard], vocab_size: int) -> None:
         for file, checksum in ((path, shard.sha256), (offsets, shard.offsets_sha256)):
             if not file.is_file():
                 raise UserError(f"{file} is missing: {remedy}")
-            if _checksum(file) != checksum:
+            entry = file_state(file) | {"sha256": checksum}
+            if known.get(file.name) == entry:
+                continue
+            if file_checksum(file) != checksum:
                 raise UserError(f"token shard {file} was altered after it was written (checksum differs): {remedy}")
+            if time.time_ns() - entry["mtime_ns"] > SETTLED_NS:
+                known[file.name] = entry
+                news = True
+    if news:
+        with contextlib.suppress(OSError):  # the folder need not be writable
+            replace_text(folder / STAMP_FILE, json.dumps(known, indent=1))
 
 
-def _checksum(path: Path) -> str:
+def _read_stamp(folder: Path) -> dict:
+    try:
+        stamp = json.loads((folder / STAMP_FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return stamp if isinstance(stamp, dict) else {}
+
+
+def file_state(path: Path) -> dict:
+    """What shows that a file was changed, without reading it."""
+    stat = path.stat()
+    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def file_checksum(path: Path) -> str:
+    """The sha256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,9 @@
 import itertools
 import json
+import os
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gptstar.data import shards as shards_module
 from gptstar.data.shards import ShardWriter, Split, TokenStream, token_dtype, verify
 from gptstar.errors import UserError
 
@@ -57,6 +61,53 @@ def test_reading_outside_is_an_error(tmp_path):
         stream.read(1, 3)
 
 
+def test_maps_are_opened_when_they_are_read_and_those_read_last_stay(tmp_path):
+    split = write(tmp_path, [[1, 2, 3]] * 9)  # three shards of twelve tokens
+    asked, dropped = [], []
+
+    def locate(shard):
+        asked.append(shard.file[10])
+        return tmp_path / shard.file
+
+    stream = TokenStream(tmp_path / "elsewhere", split, 300, locate, 2, lambda shard: dropped.append(shard.file[10]))
+    assert len(stream) == 36 and asked == []
+    for start in (0, 12, 0, 24, 0, 12):
+        assert stream.read(start, 4).tolist() == [1, 2, 3, 0]
+    assert ("".join(asked), "".join(dropped)) == ("0121", "12")
+    assert stream.read(0, 36).tolist() == [1, 2, 3, 0] * 9
+
+
+def test_a_local_stream_keeps_every_map(tmp_path):
+    split = write(tmp_path, [[1, 2, 3]] * 9)
+    stream = TokenStream(tmp_path, split, 300)
+    stream.read(0, 36)
+    for shard in split.shards:
+        (tmp_path / shard.file).unlink()
+    assert stream.read(0, 36).tolist() == [1, 2, 3, 0] * 9
+    with pytest.raises(UserError, match=r"train-00000.bin is missing"):
+        TokenStream(tmp_path, split, 300).read(0, 1)
+
+
+def test_threads_read_on_while_a_shard_is_on_its_way(tmp_path):
+    split = write(tmp_path, [[1, 2, 3]] * 9)
+    there = threading.Event()
+
+    def locate(shard):
+        assert shard.file != "train-00001.bin" or there.wait(10)
+        return tmp_path / shard.file
+
+    stream = TokenStream(tmp_path, split, 300, locate, 2)
+    with ThreadPoolExecutor(8) as pool:
+        waiting = pool.submit(stream.read, 10, 4)
+        assert stream.read(24, 4).tolist() == stream.read(0, 4).tolist() == [1, 2, 3, 0] and not waiting.done()
+        there.set()
+        assert waiting.result().tolist() == [3, 0, 1, 2]
+        starts = [7 * i % 33 for i in range(500)]
+        expected = np.tile([1, 2, 3, 0], 9)
+        for start, found in zip(starts, pool.map(lambda start: stream.read(start, 3), starts), strict=True):
+            assert np.array_equal(found, expected[start : start + 3])
+
+
 def damage_truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-2])
 
@@ -83,3 +134,74 @@ def test_a_damaged_shard_is_named(tmp_path, file, damage, words):
     with pytest.raises(UserError) as error:
         verify(tmp_path, split.shards, 300)
     assert file in str(error.value) and words in str(error.value) and "delete" in str(error.value)
+
+
+@pytest.fixture
+def verified(tmp_path) -> Split:
+    """A corpus that was written long ago."""
+    split = write(tmp_path, [[1, 2, 3]] * 9)
+    for file in tmp_path.iterdir():
+        os.utime(file, (10**9, 10**9))
+    verify(tmp_path, split.shards[:1], 300)
+    verify(tmp_path, split.shards[1:], 300)
+    return split
+
+
+@pytest.fixture
+def read(monkeypatch) -> list[str]:
+    names: list[str] = []
+    checksum = shards_module.file_checksum
+    monkeypatch.setattr(shards_module, "file_checksum", lambda path: names.append(path.name) or checksum(path))
+    return names
+
+
+def test_what_was_verified_is_not_read_again(tmp_path, verified, read):
+    verify(tmp_path, verified.shards, 300)
+    assert read == []
+    (tmp_path / "train-00001.bin").touch()
+    verify(tmp_path, verified.shards, 300)
+    assert read == ["train-00001.bin"]
+
+
+@pytest.mark.parametrize("stamp", ["", "{", "[]", '{"train-00000.bin": 1}', None])
+def test_a_broken_stamp_is_ignored_and_made_anew(tmp_path, verified, read, stamp):
+    path = tmp_path / "verified.json"
+    good = json.loads(path.read_text())
+    assert set(good) == {name for s in verified.shards for name in (s.file, s.offsets_file)}
+    assert set(good["train-00000.bin"]) == {"size", "mtime_ns", "sha256"}
+    path.unlink() if stamp is None else path.write_text(stamp)
+    verify(tmp_path, verified.shards, 300)
+    assert len(read) == 6 and json.loads(path.read_text()) == good
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [(damage_flip, "altered"), (damage_truncate, "has 22 bytes"), (Path.unlink, "missing")],
+)
+def test_damage_after_verification_is_found(tmp_path, verified, damage, words):
+    damage(tmp_path / "train-00002.bin")
+    for _ in range(2):
+        with pytest.raises(UserError, match=words):
+            verify(tmp_path, verified.shards, 300)
+
+
+def test_a_stamp_of_another_content_does_not_count(tmp_path, verified):
+    verified.shards[0].sha256 = "0" * 64
+    with pytest.raises(UserError, match="altered"):
+        verify(tmp_path, verified.shards, 300)
+
+
+def test_what_was_written_a_moment_ago_is_read_again(tmp_path, read):
+    split = write(tmp_path, [[1, 2, 3]])
+    read.clear()
+    verify(tmp_path, split.shards, 300)
+    verify(tmp_path, split.shards, 300)
+    assert len(read) == 4 and not (tmp_path / "verified.json").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_verified_each_time(tmp_path, verified, read):
+    (tmp_path / "verified.json").unlink()
+    (tmp_path / "verified.json").mkdir()
+    for _ in range(2):
+        verify(tmp_path, verified.shards, 300)
+    assert len(read) == 12
