@@ -114,6 +114,16 @@ BENCHMARKS = (
         ),
     ),
     Benchmark(
+        "prepare",
+        "a corpus to token shards, against datasets.map",
+        ("--rounds", "1"),
+        (
+            Figure("ours / datasets.map, loaded already", ("median_ratios", "ours / map"), at_least=1.5),
+            Figure("ours / datasets, loading and map", ("median_ratios", "ours / load_map")),
+            Figure("ours / the tokenizer alone", ("median_ratios", "ours / tokenizer")),
+        ),
+    ),
+    Benchmark(
         "decode",
         "one sequence decoded, against the memory's speed, transformers and CTranslate2",
         ("--rounds", "2", "--tokens", "32", "--rows", "1", "--model", "gpt2_small"),

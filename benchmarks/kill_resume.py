@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from gptstar.data.corpora import DataConfig
+from gptstar.data.config import DataConfig
 from gptstar.data.prepare import prepare
 from gptstar.data.tokenizer import TokenizerConfig
 from gptstar.model.config import ModelConfig

@@ -26,6 +26,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from gptstar.data.config import MIXTURE
+from gptstar.data.corpora import CorpusConfig
 from gptstar.environment import launch, launches
 from gptstar.errors import UserError, complain
 from gptstar.model.config import ModelConfig
@@ -62,7 +64,7 @@ def run_door(name: str, schema: type, main: Callable[[Any], None]) -> None:
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # lets errors reach us instead of printing them its own way
 
-    sys.argv[1:] = [_literal_text(argument) for argument in sys.argv[1:]]
+    sys.argv[1:] = [_literal_text(_forced(argument)) for argument in sys.argv[1:]]
     failed: list[str | int | None] = []
 
     def task(config: DictConfig) -> None:
@@ -91,6 +93,11 @@ def _failed_job(error: Exception) -> str | None:
         return None
     reason = next((line for line in reversed(str(error).splitlines()) if "Error" in line or "error:" in line), "")
     return f"a job of the sweep failed ({reason.strip() or type(error).__name__}): its log is in run_dir/.slurm"
+
+
+def _forced(argument: str) -> str:
+    """Lets the corpora of a mixture be named and changed alike, whether a file or a run has them already or not."""
+    return "++" + argument.lstrip("+") if argument.lstrip("+").startswith("data.corpora.") else argument
 
 
 def _literal_text(argument: str) -> str:
@@ -181,7 +188,10 @@ def _resumed(config: DictConfig, schema: type, same_command: bool = False) -> Di
     saved = read_run_config(find_run(config.resume))
     merged = OmegaConf.merge(OmegaConf.structured(schema), saved)
     assert isinstance(merged, DictConfig)
-    for override in HydraConfig.get().overrides.task:
+    overrides = HydraConfig.get().overrides.task
+    if any(override.lstrip("+").startswith("data.corpora.") for override in overrides):
+        _make_mixture(merged.data)
+    for override in overrides:
         key = override.partition("=")[0].lstrip("+").replace("/", ".")
         if same_command and key in ("init_from", "experiment", "resume"):
             continue
@@ -192,6 +202,16 @@ def _resumed(config: DictConfig, schema: type, same_command: bool = False) -> Di
         OmegaConf.update(merged, key, OmegaConf.select(config, key))
     merged.resume = config.resume
     return merged
+
+
+def _make_mixture(data: DictConfig) -> None:
+    """A run's only corpus becomes the first one of a mixture that others are added to."""
+    if not data.corpora and data.corpus != MIXTURE:
+        own = {each.name: data[each.name] for each in fields(CorpusConfig)}
+        data.corpora = {data.name: own}
+        for each in fields(CorpusConfig):
+            data[each.name] = OmegaConf.structured(CorpusConfig)[each.name]
+        data.corpus = MIXTURE
 
 
 def _shaped_like_origin(config: DictConfig) -> DictConfig:

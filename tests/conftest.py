@@ -19,7 +19,7 @@ os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 import torch
 from ranks import Ranks
 
-from gptstar.data.corpora import DataConfig
+from gptstar.data.config import DataConfig
 from gptstar.data.tokenizer import TokenizerConfig
 from gptstar.training.config import TrainConfig, TrainerConfig
 from support import tiny_model, write_corpus

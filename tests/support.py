@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from gptstar.data.records import Record, Unreadable
+from gptstar.data.shards import ShardWriter, Split
 from gptstar.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+from gptstar.errors import UserError
 from gptstar.model.config import ModelConfig
 
 
@@ -21,6 +26,29 @@ def write_corpus(folder: Path, n_file: int = 40, seed: int = 0) -> Path:
         lines = [" ".join(rng.choices(words, k=8)) + "." for _ in range(30)]
         (folder / f"{i:03d}.txt").write_text("\n".join(lines))
     return folder
+
+
+def write_split(
+    folder: Path,
+    documents: list[list[int]],
+    shard_tokens: int,
+    vocab_size: int = 300,
+    eot_id: int = 0,
+    name: str = "train",
+) -> Split:
+    """Shards of a split with these documents, of three bytes a token."""
+    writer = ShardWriter(folder, name, vocab_size, shard_tokens)
+    for tokens in documents:
+        writer.add(np.array([*tokens, eot_id]), np.array([len(tokens) + 1]), np.array([3 * len(tokens)]))
+    return writer.close()
+
+
+def strictly(records: Iterable[Record | Unreadable]) -> Iterator[Record]:
+    """The records, or a UserError for the first that is none."""
+    for record in records:
+        if isinstance(record, Unreadable):
+            raise UserError(record.reason)
+        yield record
 
 
 def tiny_model(**changes) -> ModelConfig:

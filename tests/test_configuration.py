@@ -113,6 +113,7 @@ def test_the_recipes_are_those_of_the_publication(door):
             0.1,
         )
         assert (config.data.clean, config.tokenizer.source) == ("ftfy", "gpt2")
+        assert [corpus.epochs for corpus in config.data.parts.values()] == [1.0, 1.0, 0.5, 1.0, 1.0]
         config.check()
 
 
@@ -120,7 +121,13 @@ def test_the_recipes_are_those_of_the_publication(door):
     "group", ["model", "data", "tokenizer", "optimizer", "schedule", "trainer", "logger", "experiment"]
 )
 def test_every_choice_of_every_group_composes(door, group):
-    more = {"text_files": ["data.paths=[x]"], "hub": ["data.dataset=x"], "file": ["tokenizer.source=x"]}
+    more = {
+        "text_files": ["data.paths=[x]"],
+        "hub": ["data.dataset=x"],
+        "prepared": ["data.url=x"],
+        "mixture": ["+data.corpora.x={corpus:text_files,paths:[x],epochs:2}"],
+        "file": ["tokenizer.source=x"],
+    }
     for path in sorted((config_directory() / group).glob("*.yaml")):
         (config,) = composed(door, f"{group}={path.stem}", *more.get(path.stem, []))
         assert isinstance(config, TrainConfig)
@@ -253,3 +260,26 @@ def test_init_from_brings_shape_and_tokenizer_which_the_command_line_may_change(
         with pytest.raises(SystemExit):
             door(*words)
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["data=mixture"],
+            "data.corpora is empty: add corpora, for example '+data.corpora.books={paths:",
+        ),
+        (["+data.corpora.x={paths:[a.txt],epoch:2}"], "data.corpora.x.epoch is not a setting: did you mean epochs?"),
+        (["+data.corpora.x={paths:[a.txt],epochs:abc}"], "data.corpora.x.epochs='abc' must be a number"),
+        (["+data.corpora.x={paths:a.txt}"], "data.corpora.x.paths='a.txt' must be a list of texts, [...]"),
+        (["+data.corpora.x={paths:[a.txt],epochs:0}"], "data.corpora.x.epochs=0 must be above 0"),
+        (["+data.corpora.x=a.txt"], "data.corpora.x='a.txt' must hold the keys of a corpus"),
+        (["data=text_files", "data.paths=[a]", "+data.corpora.x={paths:[b]}"], "is not one of the data.corpora x"),
+        (["data.name=a/b"], "'a/b' cannot name a corpus"),
+    ],
+)
+def test_mistakes_in_a_mixture_are_one_line(door, capsys, arguments, words):
+    with pytest.raises(SystemExit):
+        door(*arguments)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and words in error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator
+from functools import partial
 from typing import Self
 
 from gptstar.data.compression import CHUNK_BYTES, COMPRESSIONS, Content, decompress
@@ -14,6 +15,8 @@ from gptstar.data.records import (
     Block,
     Fields,
     Record,
+    Unreadable,
+    attempt,
     decode,
     no_date,
 )
@@ -76,16 +79,15 @@ def cut_tar(chunks: Iterator[bytes], piece: str) -> Iterator[Block]:
         raise UserError(f"{piece}: none of its {members} members is a .txt, .md, .py, .json or .jsonl file")
 
 
-def read_members(block: Block, fields: Fields) -> Iterator[Record]:
+def read_members(block: Block, fields: Fields) -> Iterator[Record | Unreadable]:
     """Documents that are files, or a record in a .json file."""
     for number, (name, data) in enumerate(block.raw, block.first):
-        where = f"{block.piece}:{name}" if name else block.piece
+        where = ":".join(part for part in (block.piece, name) if part)
         if name.endswith(".json"):
-            text, date = read_json(data, fields, block.lenient, where)
-            yield Record(number, text, date)
+            yield attempt(number, partial(read_json, data, fields, block.lenient, where))
         elif data:
             no_date(fields, where)
-            yield Record(number, decode(data, block.lenient, where), None)
+            yield attempt(number, partial(_text, data, None, block.lenient, where))
 
 
 def cut_file(chunks: Iterator[bytes], piece: str) -> Iterator[Block]:
@@ -135,11 +137,15 @@ def cut_warc(chunks: Iterator[bytes], piece: str) -> Iterator[Block]:
     yield from group.flush()
 
 
-def read_warc(block: Block, fields: Fields) -> Iterator[Record]:
+def read_warc(block: Block, fields: Fields) -> Iterator[Record | Unreadable]:
     """One document a record; its date is the WARC-Date, whatever data.date_field calls it."""
     for number, (date, data) in enumerate(block.raw, block.first):
-        text = decode(data, block.lenient, f"{block.piece}, text record {number}")
-        yield Record(number, text, date or None if fields.date is not None else None)
+        where, known = f"{block.piece}, text record {number}", date or None if fields.date is not None else None
+        yield attempt(number, partial(_text, data, known, block.lenient, where))
+
+
+def _text(data: bytes, date: str | None, lenient: bool, where: str) -> tuple[str, str | None]:
+    return decode(data, lenient, where), date
 
 
 class _Group:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gptstar.data.records import BLOCK_BYTES, Block, Fields, Record, as_date, decode, missing
+from gptstar.data.records import BLOCK_BYTES, Block, Fields, Record, Unreadable, as_date, attempt, decode, missing
 from gptstar.data.sources import Source, reason
 from gptstar.errors import UserError
 
@@ -68,7 +69,7 @@ def compact(batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.ipc.open_stream(sink.getvalue()).read_next_batch()
 
 
-def read_columns(block: Block, fields: Fields) -> Iterator[Record]:
+def read_columns(block: Block, fields: Fields) -> Iterator[Record | Unreadable]:
     """The rows of a RecordBatch. Text may be stored as strings or as bytes."""
     texts = _values(block.raw, fields.text, block, "data.text_field")
     if not (pa.types.is_null(texts.type) or _is_text(texts.type)):
@@ -81,14 +82,13 @@ def read_columns(block: Block, fields: Fields) -> Iterator[Record]:
     for number, (data, date) in enumerate(
         zip(texts.cast(pa.large_binary()).to_pylist(), dates, strict=True), block.first
     ):
-        where = f"{block.piece}, record {number}"
-        if data is None:
-            raise UserError(f"{where}: field {fields.text!r} holds null, not text: set data.text_field")
-        yield Record(
-            number,
-            decode(data, block.lenient, where),
-            None if fields.date is None else as_date(date, fields.date, where),
-        )
+        yield attempt(number, partial(_row, data, date, fields, block.lenient, f"{block.piece}, record {number}"))
+
+
+def _row(data: bytes | None, date: Any, fields: Fields, lenient: bool, where: str) -> tuple[str, str | None]:
+    if data is None:
+        raise UserError(f"{where}: field {fields.text!r} holds null, not text: set data.text_field")
+    return decode(data, lenient, where), None if fields.date is None else as_date(date, fields.date, where)
 
 
 def _column(path: str, names: list[str], where: str, key: str) -> str:

@@ -134,11 +134,11 @@ class Contamination:
         min_matches: int = 1,
     ) -> None:
         if not 1 <= shortest <= n:
-            raise ValueError(f"data.decontaminate.shortest={shortest} must lie between 1 and n={n}")
+            raise ValueError(f"data.contamination.shortest={shortest} must lie between 1 and n={n}")
         if min_matches < 1:
-            raise ValueError(f"data.decontaminate.min_matches={min_matches} must be at least 1")
+            raise ValueError(f"data.contamination.min_matches={min_matches} must be at least 1")
         if len(texts) > 255:
-            raise ValueError(f"data.decontaminate: {len(texts)} evaluation sets must be at most 255")
+            raise ValueError(f"data.contamination: {len(texts)} evaluation sets must be at most 255")
         self.tasks, self.n, self.shortest, self.min_matches = list(texts), n, shortest, min_matches
         hashes, owners, beginnings = [np.empty(0, np.uint64)], [np.empty(0, np.uint8)], [np.empty(0, np.uint64)]
         for number, some in enumerate(texts.values()):

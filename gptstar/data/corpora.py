@@ -1,217 +1,205 @@
-"""Named corpora: where documents come from, and a fingerprint of their content.
+"""Named corpora: which pieces their documents lie in, and a fingerprint of every piece.
 
 A new kind of corpus is a function here and an entry in `CORPORA`.
 """
 
 from __future__ import annotations
 
-import glob
 import hashlib
+import math
 import os
 import sysconfig
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from gptstar.data.filters import read_date
+from gptstar.data.fingerprint import fingerprint
+from gptstar.data.hub import open_hub
+from gptstar.data.reading import Fields, FilePiece, Piece, Unreadable, find_pieces, read_records
+from gptstar.data.sources import is_remote
+from gptstar.data.text_files import TextFiles, gathered
 from gptstar.errors import UserError
-
-TEXT_SUFFIXES = (".txt", ".md", ".py")
-JSON_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".jsonl.zst")
 
 
 @dataclass
-class DataConfig:
-    """A corpus and how it becomes tokens.
+class CorpusConfig:
+    """Where documents come from, and how much of them a pass over a mixture takes.
 
-    corpus               stdlib (the Python standard library's source), text_files or hub
-    paths                text_files: globs of .txt, .md, .py (a file is a document), .jsonl[.gz|.xz|.zst], .parquet
-    validation_paths     text_files: the same for held-out text; empty: validation_fraction of the documents
+    corpus             stdlib (the Python standard library's source), text_files, hub, or prepared
+    paths              text_files: globs or URLs of .txt, .md, .py (a file is a document), .jsonl, .parquet, .warc, .wet
+                       and .tar files, all but parquet also in .gz, .xz, .zst, .bz2
+    validation_paths   text_files: the same for held-out text; empty: validation_fraction of the documents
     dataset, subset, split, validation_split    hub: a dataset's name (or folder), configuration and splits
-    text_field           the field or column that holds a document's text (jsonl, parquet, hub)
-    clean                none, or ftfy: repair mojibake and normalise characters
-    validation_fraction  share of the documents held out, chosen by a hash of their text, so that a document stays
-                         on its side when the corpus grows and exact duplicates never straddle the split
-    document_mask        whether attention stays within a document where several share a sequence
-    shard_tokens         tokens in one shard file
-    cache_dir            where prepared corpora are kept
+    revision           hub: the commit or tag to take; null: the newest, whose every change makes another corpus of it
+    url                prepared: a folder that `python -m gptstar.prepare` has made, anywhere fsspec reaches
+    text_field         the field or column that holds a document's text; a.b is field b of field a
+    date_field         the one with its date, for newer_than
+    newer_than         only documents of a later date than this one, e.g. 2018-10-31
+    licence            goes into the card of the prepared corpus
+    epochs             how often a pass over the mixture goes through this corpus
+    weight             instead: its share of a pass, relative to the other corpora's weights; none goes through a corpus
+                       more often than its epochs
     """
 
-    name: str = "stdlib"
-    corpus: str = "stdlib"
+    corpus: str = "text_files"
     paths: list[str] = field(default_factory=list)
     validation_paths: list[str] = field(default_factory=list)
     dataset: str | None = None
     subset: str | None = None
     split: str = "train"
     validation_split: str | None = None
+    revision: str | None = None
+    url: str | None = None
     text_field: str = "text"
-    clean: str = "none"
-    validation_fraction: float = 0.05
-    document_mask: bool = False
-    shard_tokens: int = 100_000_000
-    cache_dir: str = "~/.cache/gptstar"
+    date_field: str | None = None
+    newer_than: str | None = None
+    licence: str | None = None
+    epochs: float = 1.0
+    weight: float | None = None
 
-    def __post_init__(self) -> None:
-        for key, allowed in (("corpus", tuple(CORPORA)), ("clean", ("none", "ftfy"))):
-            if getattr(self, key) not in allowed:
-                raise ValueError(f"data.{key}={getattr(self, key)!r} is unknown: choose one of {', '.join(allowed)}")
-        if not 0 < self.validation_fraction < 1:
-            raise ValueError(f"data.validation_fraction={self.validation_fraction} must lie between 0 and 1")
-        if self.shard_tokens < 1:
-            raise ValueError(f"data.shard_tokens={self.shard_tokens} must be at least 1")
+    def check(self, name: str) -> None:
+        """Raises ValueError, with `name` for the keys, for what is no corpus."""
+        for each in fields(CorpusConfig):
+            value = getattr(self, each.name)
+            if not _fits(value, str(each.type)):
+                wanted = {"list[str]": "a list of texts, [...]", "float": "a number"}.get(str(each.type), "a text")
+                raise ValueError(f"{name}.{each.name}={value!r} must be {wanted}")
+        if self.corpus not in (*CORPORA, "prepared"):
+            known = ", ".join((*CORPORA, "prepared"))
+            raise ValueError(f"{name}.corpus={self.corpus!r} is unknown: choose one of {known}")
         if self.corpus == "text_files" and not self.paths:
-            raise ValueError("data.paths is empty: name the files, for example data.paths=[corpus/*.txt]")
+            raise ValueError(f"{name}.paths is empty: name the files, for example {name}.paths=[corpus/*.txt]")
         if self.corpus == "hub" and not self.dataset:
-            raise ValueError("data.dataset is not set: name one, for example data.dataset=Salesforce/wikitext")
+            raise ValueError(f"{name}.dataset is not set: name one, for example {name}.dataset=Salesforce/wikitext")
+        if self.corpus == "prepared" and not self.url:
+            raise ValueError(f"{name}.url is not set: name the folder of a prepared corpus")
+        if self.newer_than is not None and not self.date_field:
+            raise ValueError(f"{name}.newer_than={self.newer_than} needs {name}.date_field, which holds the date")
+        if self.newer_than is not None and read_date(str(self.newer_than)) is None:
+            raise ValueError(f"{name}.newer_than={self.newer_than} must be a date, such as 2018-12-31")
+        for key in ("epochs", "weight"):
+            value = getattr(self, key)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name}.{key}={value} must be above 0")
+
+    @property
+    def fields(self) -> Fields:
+        """Which fields of a record are read."""
+        return Fields(self.text_field, self.date_field)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A piece, what identifies its content, and whether it is held out as a whole."""
+
+    piece: Piece
+    fingerprint: str
+    held_out: bool = False
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents that can be read again and again, and a hash that changes whenever they do.
+    """Documents that can be read again and again, held-out ones first where they have pieces of their own.
 
-    `validation` is None where held-out documents are still to be split off. `n_document` is None where unknown.
+    separate: whether held-out documents have pieces of their own; otherwise they are still to be split off.
     """
 
-    fingerprint: str
-    documents: Callable[[], Iterator[str]]
-    validation: Callable[[], Iterator[str]] | None = None
-    n_document: int | None = None
+    sources: list[Source]
+    fields: Fields
+    separate: bool = False
+
+    @property
+    def n_byte(self) -> int | None:
+        """Size of all files as they lie; None where some are not on this machine."""
+        files = [file for source in self.sources for file in _files(source.piece)]
+        return None if not files or any(map(is_remote, files)) else sum(map(os.path.getsize, files))
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever a document does."""
+        return _together([f"{s.held_out:d} {s.fingerprint}" for s in self.sources])
+
+    def texts(self, held_out: bool = False) -> Iterator[str]:
+        """The training or the held-out pieces' documents as they are; what cannot be read is left out."""
+        for source in self.sources:
+            if source.held_out == held_out:
+                for block in source.piece.blocks():
+                    for record in read_records(block, self.fields):
+                        if not isinstance(record, Unreadable):
+                            yield record.text
 
 
-def open_corpus(config: DataConfig) -> Corpus:
-    """The corpus a configuration names. Raises UserError for files that do not exist or cannot be read."""
-    return CORPORA[config.corpus](config)
+def open_corpus(config: CorpusConfig, name: str = "data", memory: Path | None = None) -> Corpus:
+    """The corpus a configuration names; `name` is what messages call it.
+
+    memory: a file that remembers what large files contain. Raises UserError for files that do not exist or cannot be
+    read.
+    """
+    return CORPORA[config.corpus](config, name, memory)
 
 
-def _stdlib(config: DataConfig) -> Corpus:
+def _stdlib(config: CorpusConfig, name: str, memory: Path | None) -> Corpus:
     root = Path(sysconfig.get_paths()["stdlib"])
     skip = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
     files = sorted(path for path in root.rglob("*.py") if not skip & set(path.relative_to(root).parts))
     if not files:
-        raise UserError(f"data.corpus=stdlib: no Python source under {root}: use data=text_files instead")
-    return Corpus(_hash_files(files), partial(_read_files, files, config), n_document=len(files))
+        raise UserError(f"{name}.corpus=stdlib: no Python source under {root}: use data=text_files instead")
+    piece = TextFiles([FilePiece(str(path), lenient=True) for path in files])
+    return Corpus([Source(piece, fingerprint(_files(piece), memory))], config.fields)
 
 
-def _text_files(config: DataConfig) -> Corpus:
-    files = _match("data.paths", config.paths)
-    held_out = _match("data.validation_paths", config.validation_paths)
-    both = set(files) & set(held_out)
+def _text_files(config: CorpusConfig, name: str, memory: Path | None) -> Corpus:
+    train = find_pieces(f"{name}.paths", config.paths, config.fields)
+    held_out = find_pieces(f"{name}.validation_paths", config.validation_paths, config.fields)
+    both = {piece.path for piece in train} & {piece.path for piece in held_out}
     if both:
         raise UserError(
-            f"{min(both)} is in data.paths and in data.validation_paths: held-out text must not be trained on"
+            f"{min(both)} is in {name}.paths and in {name}.validation_paths: held-out text must not be trained on"
         )
-    return Corpus(
-        f"{_hash_files(files)}/{_hash_files(held_out)}/{config.text_field}",
-        partial(_read_files, files, config),
-        partial(_read_files, held_out, config) if held_out else None,
-    )
+    sources = [
+        Source(piece, fingerprint(_files(piece), memory), are_held_out)
+        for files, are_held_out in ((held_out, True), (train, False))
+        for piece in gathered(files)
+    ]
+    return Corpus(sources, config.fields, separate=bool(held_out))
 
 
-def _hub(config: DataConfig) -> Corpus:
-    train = _load_hub(config, config.split)
-    held_out = _load_hub(config, config.validation_split) if config.validation_split else None
-    prints = "/".join(d._fingerprint for d in (train, held_out) if d is not None)
-    return Corpus(
-        f"{prints}/{config.text_field}",
-        partial(_read_column, train, config),
-        partial(_read_column, held_out, config) if held_out is not None else None,
-        n_document=len(train),
-    )
+def _hub(config: CorpusConfig, name: str, memory: Path | None) -> Corpus:
+    assert config.dataset is not None
+    splits = [(config.split, False)]
+    if config.validation_split:
+        splits.insert(0, (config.validation_split, True))
+    sources = []
+    for split, held_out in splits:
+        opened = open_hub(config.dataset, config.subset, split, config.revision)
+        pieces, identity = opened.pieces(config.fields), opened.fingerprint(memory)
+        sources += [Source(piece, f"{identity} {i}/{len(pieces)}", held_out) for i, piece in enumerate(pieces)]
+    return Corpus(sources, config.fields, separate=len(splits) > 1)
 
 
-CORPORA: dict[str, Callable[[DataConfig], Corpus]] = {"stdlib": _stdlib, "text_files": _text_files, "hub": _hub}
+def _fits(value: object, kind: str) -> bool:
+    if kind == "list[str]":
+        return isinstance(value, list) and all(isinstance(each, str) for each in value)
+    if value is None:
+        return kind.endswith("| None")
+    if kind.startswith("float"):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, str)
 
 
-def _match(key: str, patterns: list[str]) -> list[Path]:
-    """The files of all globs, sorted and once each. UserError for a pattern without a file or an unknown suffix."""
-    files: set[Path] = set()
-    for pattern in patterns:
-        found = [Path(p) for p in glob.glob(os.path.expanduser(pattern), recursive=True) if os.path.isfile(p)]
-        if not found:
-            raise UserError(f"{key}: no file matches {pattern!r} (from {os.getcwd()}): check the path")
-        files.update(found)
-    for path in sorted(files):
-        if not path.name.endswith((*TEXT_SUFFIXES, *JSON_SUFFIXES, ".parquet")):
-            known = ", ".join((*TEXT_SUFFIXES, *JSON_SUFFIXES, ".parquet"))
-            raise UserError(f"{key}: {path} has an unknown suffix: use one of {known}")
-    return sorted(files)
+CORPORA: dict[str, Callable[[CorpusConfig, str, Path | None], Corpus]] = {
+    "stdlib": _stdlib,
+    "text_files": _text_files,
+    "hub": _hub,
+}
 
 
-def _hash_files(files: list[Path]) -> str:
-    """One hash over names and contents, whatever folder they lie in."""
-    total = hashlib.sha256()
-    for path in files:
-        try:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}") from error
-        total.update(f"{path.name}\0{digest}\n".encode())
-    return total.hexdigest()
+def _files(piece: Piece) -> list[str]:
+    if isinstance(piece, TextFiles):
+        return [file.path for file in piece.files]
+    return [piece.path] if isinstance(piece, FilePiece) else []
 
 
-def _read_files(files: list[Path], config: DataConfig) -> Iterator[str]:
-    for path in files:
-        if path.name.endswith(TEXT_SUFFIXES):
-            yield _read_text(path, lenient=config.corpus == "stdlib")
-        else:
-            yield from _read_records(path, config.text_field)
-
-
-def _read_text(path: Path, lenient: bool) -> str:
-    """A whole file as one document. The standard library has a few files in other encodings: lenient replaces."""
-    try:
-        return path.read_bytes().decode("utf-8", errors="replace" if lenient else "strict")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (byte {error.start}): convert it, for example with iconv") from error
-
-
-def _read_records(path: Path, text_field: str) -> Iterator[str]:
-    """The text field of every record of a jsonl or parquet file, streamed by the datasets library."""
-    import datasets  # 2 s: only where it is needed
-
-    kind = "parquet" if path.name.endswith(".parquet") else "json"
-    try:
-        records = datasets.load_dataset(kind, data_files=[str(path.absolute())], split="train", streaming=True)
-        for number, record in enumerate(records):
-            text = record.get(text_field)
-            if not isinstance(text, str):
-                raise UserError(
-                    f"{path}, record {number}: no text in field {text_field!r} (it has {', '.join(record)}): "
-                    "set data.text_field"
-                )
-            yield text
-    except (UserError, GeneratorExit):
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} cannot be read as {kind}: {reason or type(error).__name__}") from error
-
-
-def _read_column(dataset, config: DataConfig) -> Iterator[str]:
-    for number, text in enumerate(dataset[config.text_field]):
-        if not isinstance(text, str):
-            raise UserError(
-                f"data.text_field={config.text_field!r} of {config.dataset}: row {number} holds "
-                f"{type(text).__name__}, not text: choose another column"
-            )
-        yield text
-
-
-def _load_hub(config: DataConfig, split: str):
-    import datasets
-
-    try:
-        dataset = datasets.load_dataset(config.dataset, config.subset, split=split)
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"data.dataset={config.dataset!r} (subset {config.subset}, split {split!r}) cannot be loaded: {reason}"
-        ) from error
-    if config.text_field not in dataset.column_names:
-        raise UserError(
-            f"data.text_field={config.text_field!r} is no column of {config.dataset}: "
-            f"choose one of {', '.join(dataset.column_names)}"
-        )
-    return dataset
+def _together(fingerprints: list[str]) -> str:
+    return hashlib.sha256("\n".join(fingerprints).encode()).hexdigest()

@@ -19,10 +19,10 @@ from gptstar.data.archives import (
 )
 from gptstar.data.compression import COMPRESSIONS
 from gptstar.data.lines import cut_lines, read_lines
-from gptstar.data.records import Block, Fields, Record
+from gptstar.data.records import Block, Fields, Record, Unreadable
 
 Cutter = Callable[[Iterator[bytes], str], Iterator[Block]]  # (content in chunks, name of the piece)
-Decoder = Callable[[Block, Fields], Iterator[Record]]
+Decoder = Callable[[Block, Fields], Iterator[Record | Unreadable]]
 
 CUTTERS: dict[str, Cutter] = {
     **dict.fromkeys(TEXT_SUFFIXES, cut_file),
@@ -35,7 +35,7 @@ PARQUET = ".parquet"  # has to be read from its end: it is neither compressed as
 _SHORT = {".tgz": ".tar.gz", ".txz": ".tar.xz", ".tzst": ".tar.zst", ".tbz2": ".tar.bz2"}
 
 
-def _columns(block: Block, fields: Fields) -> Iterator[Record]:
+def _columns(block: Block, fields: Fields) -> Iterator[Record | Unreadable]:
     from gptstar.data.columns import read_columns  # pyarrow takes a moment: only where it is needed
 
     return read_columns(block, fields)

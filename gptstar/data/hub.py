@@ -109,12 +109,12 @@ class HubSplit:
         return hashlib.sha256("".join(f"{name}\0{origin}\n" for name, origin in parts).encode()).hexdigest()
 
 
-def open_hub(dataset: str, subset: str | None, split: str) -> HubSplit:
+def open_hub(dataset: str, subset: str | None, split: str, revision: str | None = None) -> HubSplit:
     """A dataset by its name on the hub or its folder. UserError where there is none, or no network."""
     import datasets  # 2 s: only where it is needed
 
     try:
-        return HubSplit(dataset, subset, split, datasets.load_dataset_builder(dataset, subset))
+        return HubSplit(dataset, subset, split, datasets.load_dataset_builder(dataset, subset, revision=revision))
     except Exception as error:
         raise UserError(f"{_title(dataset, subset, split)} cannot be loaded: {reason(error)}") from error
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 
-from gptstar.data.records import BLOCK_BYTES, MAX_RECORD_BYTES, Block, Fields, Record, decode, pick
+from gptstar.data.records import BLOCK_BYTES, MAX_RECORD_BYTES, Block, Fields, Record, Unreadable, attempt, decode, pick
 from gptstar.errors import UserError
 
 _BOM = b"\xef\xbb\xbf"
@@ -47,14 +48,14 @@ def cut_lines(chunks: Iterator[bytes], piece: str) -> Iterator[Block]:
         yield take(len(held))
 
 
-def read_lines(block: Block, fields: Fields) -> Iterator[Record]:
+def read_lines(block: Block, fields: Fields) -> Iterator[Record | Unreadable]:
     """The records of whole lines; empty lines are none but count. Messages number lines from 1, as editors do."""
     raw = block.raw.removeprefix(_BOM) if block.first == 0 else block.raw
     for number, line in enumerate(raw.split(b"\n"), block.first):
         line = line.strip()
         if line:
-            text, date = read_json(line, fields, block.lenient, f"{block.piece}, line {number + 1} (the first is 1)")
-            yield Record(number, text, date)
+            where = f"{block.piece}, line {number + 1} (the first is 1)"
+            yield attempt(number, partial(read_json, line, fields, block.lenient, where))
 
 
 def read_json(data: bytes, fields: Fields, lenient: bool, where: str) -> tuple[str, str | None]:

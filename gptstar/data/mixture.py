@@ -23,7 +23,8 @@ from functools import cached_property
 
 import numpy as np
 
-from gptstar.data.batches import _mix, permute
+from gptstar.data.batches import permute
+from gptstar.data.words import mix
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +147,7 @@ class Mixture:
         start_N, before_C = np.zeros(1, np.int64), np.zeros(len(self.sources), np.int64)
         for level in range(int(count_NC.sum() - 1).bit_length()):
             node_N1 = (start_N << 6 | level).astype(np.uint64)[:, None]
-            left_NC = _left(count_NC, _mix(_mix(node_N1) ^ key_C))
+            left_NC = _left(count_NC, mix(mix(node_N1) ^ key_C))
             start_N = np.stack([start_N, start_N + left_NC.sum(1)], 1).ravel()
             count_NC = np.stack([left_NC, count_NC - left_NC], 1).reshape(-1, len(self.sources))
             stop_N = start_N + count_NC.sum(1)
@@ -366,5 +367,5 @@ def _check(sources: Sequence[Source]) -> None:
         if source.per_pass < 1:
             raise ValueError(
                 f"corpus {source.name!r} of {source.n_window} windows gives less than one of them to a pass at "
-                f"epochs={source.epochs}: raise it or leave the corpus out"
+                f"epochs={float(source.epochs):.3g}: raise them, or its weight, or leave the corpus out"
             )

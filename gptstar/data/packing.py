@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +26,8 @@ import torch
 from torch import Tensor
 
 from gptstar.data.batches import document_numbers, window_count
-from gptstar.data.shards import Split, TokenStream
+from gptstar.data.shards import Shard, Split, TokenStream
+from gptstar.errors import UserError
 
 IGNORED = -100  # the target of padding: nothing to predict
 PLANS_IN_MEMORY = 16
@@ -61,11 +63,19 @@ class Waste:
     pieces: float
     crossing: float
 
+    def __str__(self) -> str:
+        return (
+            f"{self.cut:.0%} of documents cut, into {self.pieces:.1f} pieces on average, {self.crossing:.0%} of "
+            f"attention across documents, {self.padding:.2%} padding, {self.unseen:,} tokens left over"
+        )
+
 
 class Packing(Protocol):
     """Windows of a split, numbered shard by shard."""
 
-    windows_per_shard: np.ndarray
+    @property
+    def windows_per_shard(self) -> np.ndarray:
+        """int64, one a shard."""
 
     @property
     def n_window(self) -> int:
@@ -84,15 +94,15 @@ class Packing(Protocol):
 class _Shards:
     """Where the shards of a split lie in its stream, and the starts of their documents."""
 
-    def __init__(self, split: Split, folder: Path) -> None:
-        self.split, self.folder = split, folder
+    def __init__(self, split: Split, locate: Callable[[Shard], Path]) -> None:
+        self.split, self.locate_offsets = split, locate
         sizes = [s.tokens for s in split.shards]
         self.starts = np.cumsum([0, *sizes])
         self.documents_before = np.cumsum([0, *(s.documents for s in split.shards)])
 
     def offsets(self, shard: int) -> np.ndarray:
         """The first token of each document in a shard, int64, read where it lies."""
-        file = self.folder / self.split.shards[shard].offsets_file
+        file = self.locate_offsets(self.split.shards[shard])
         return np.load(file, mmap_mode="r").astype(np.int64, copy=False)
 
     def lengths(self, shard: int) -> np.ndarray:
@@ -109,12 +119,12 @@ class _Shards:
 class Concatenated:
     """The stream of each shard cut into windows of `length` targets, each preceded by its inputs' first token.
 
-    folder: where the shards' offsets are; for `segments` and `waste` only.
+    offsets: the file with a shard's document starts; for `segments` and `waste` only.
     """
 
-    def __init__(self, stream: TokenStream, length: int, eot_id: int, folder: Path) -> None:
+    def __init__(self, stream: TokenStream, length: int, eot_id: int, offsets: Callable[[Shard], Path]) -> None:
         self.stream, self.length, self.eot_id = stream, length, eot_id
-        self._shards = _Shards(stream.split, folder)
+        self._shards = _Shards(stream.split, offsets)
         self.windows_per_shard = np.array([window_count(s.tokens, length) for s in stream.split.shards], np.int64)
         self._firsts = np.cumsum(self.windows_per_shard) - self.windows_per_shard
 
@@ -163,13 +173,21 @@ class BestFit:
     the one before. So every token of the split is a target once, and a whole document is read as E x0 x1 .. and
     predicted as x0 x1 .. E. `documents` numbers the pieces of a row, padding has a number of its own.
 
-    folder: where the shards' offsets are. cache: where the plan of each shard is kept, and read from where it lies; a
-    plan belongs to the offsets' checksum. Without it only the latest are kept, in memory.
+    offsets: the file with a shard's document starts.
+    cache: where the plan of each shard is kept, and read from where it lies; a plan belongs to the offsets' checksum.
+    Without it only the latest are kept, in memory.
     """
 
-    def __init__(self, stream: TokenStream, length: int, eot_id: int, folder: Path, cache: Path | None = None) -> None:
+    def __init__(
+        self,
+        stream: TokenStream,
+        length: int,
+        eot_id: int,
+        offsets: Callable[[Shard], Path],
+        cache: Path | None = None,
+    ) -> None:
         self.stream, self.length, self.eot_id, self.cache = stream, length, eot_id, cache
-        self._shards = _Shards(stream.split, folder)
+        self._shards = _Shards(stream.split, offsets)
         self._plans: OrderedDict[int, np.ndarray] = OrderedDict()  # the latest used ones
         self._checked: set[int] = set()
 
@@ -252,8 +270,20 @@ class BestFit:
         except (FileNotFoundError, ValueError, EOFError):
             pass
         plan = self._make_plan(shard)
-        self.cache.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(prefix=f".{name}.", suffix=".part", dir=self.cache)  # several ranks may plan
+        try:
+            self._keep(plan, path)
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be written ({error.strerror or error}): data.packing=best_fit keeps its plans there; "
+                "free some space, or choose another data.cache_dir"
+            ) from error
+        return np.asarray(np.load(path, mmap_mode="r"))
+
+    def _keep(self, plan: np.ndarray, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(
+            prefix=f".{path.name}.", suffix=".part", dir=path.parent
+        )  # several ranks may plan
         try:
             with os.fdopen(handle, "wb") as file:
                 np.save(file, plan)
@@ -261,7 +291,6 @@ class BestFit:
         except BaseException:
             os.unlink(part)
             raise
-        return np.asarray(np.load(path, mmap_mode="r"))
 
     def _make_plan(self, shard: int) -> np.ndarray:
         offsets, lengths = self._shards.offsets(shard), self._shards.lengths(shard)

@@ -12,11 +12,11 @@ from urllib.parse import urlsplit
 
 from gptstar.data.compression import decompress
 from gptstar.data.formats import CUTTERS, DECODERS, PARQUET, known_suffixes, split_suffix
-from gptstar.data.records import Block, Fields, Record
+from gptstar.data.records import Block, Fields, Record, Unreadable
 from gptstar.data.sources import Source, find, is_remote, stamp
 from gptstar.errors import UserError
 
-__all__ = ["Block", "Fields", "FilePiece", "Piece", "Record", "find_pieces", "read_records"]
+__all__ = ["Block", "Fields", "FilePiece", "Piece", "Record", "Unreadable", "find_pieces", "read_records", "read_texts"]
 
 
 class Piece(Protocol):
@@ -79,9 +79,18 @@ class FilePiece:
             source.check()
 
 
-def read_records(block: Block, fields: Fields) -> Iterator[Record]:
-    """The records of a block. UserError naming piece and record for one that cannot be decoded."""
+def read_records(block: Block, fields: Fields) -> Iterator[Record | Unreadable]:
+    """The records of a block. UserError for a whole block that has no such fields."""
     return DECODERS[block.kind](block, fields)
+
+
+def read_texts(piece: Piece, fields: Fields) -> Iterator[str]:
+    """All documents of a piece. UserError for the first that cannot be read."""
+    for block in piece.blocks():
+        for record in read_records(block, fields):
+            if isinstance(record, Unreadable):
+                raise UserError(record.reason)
+            yield record.text
 
 
 def find_pieces(key: str, patterns: list[str], fields: Fields | None = None, lenient: bool = False) -> list[FilePiece]:

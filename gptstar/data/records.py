@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,11 +41,27 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Unreadable:
+    """A record that is no document, and why."""
+
+    number: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Fields:
     """Where a record keeps its text and its date. Dots reach into nested records: meta.timestamp."""
 
     text: str = "text"
     date: str | None = None
+
+
+def attempt(number: int, read: Callable[[], tuple[str, str | None]]) -> Record | Unreadable:
+    """The record whose text and date `read` gives."""
+    try:
+        return Record(number, *read())
+    except UserError as error:
+        return Unreadable(number, str(error))
 
 
 def pick(record: Any, fields: Fields, where: str) -> tuple[str, str | None]:

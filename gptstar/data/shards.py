@@ -15,11 +15,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -67,41 +69,86 @@ class Split:
 
 
 class ShardWriter:
-    """Appends documents of one split to shard files of about `shard_tokens` tokens; a document is never cut."""
+    """Appends documents of one split to shard files of about `shard_tokens` tokens; a document is never cut.
 
-    def __init__(self, folder: Path, name: str, vocab_size: int, eot_id: int, shard_tokens: int) -> None:
-        self.folder, self.name, self.eot_id, self.shard_tokens = folder, name, eot_id, shard_tokens
-        self.dtype = token_dtype(vocab_size)
-        self.split = Split()
-        self._pieces: list[np.ndarray] = []
-        self._offsets: list[int] = []
-        self._filled = 0
+    finished: the shards that an earlier writer has finished, to go on after. A shard has its name only when all of it
+    is on disk; `closed` is told of each.
+    """
 
-    def add(self, tokens: list[int], n_byte: int) -> None:
-        """One document, without its end-of-text token, and the UTF-8 size of its text."""
-        self._offsets.append(self._filled)
-        self._pieces.append(np.array([*tokens, self.eot_id], dtype=self.dtype))
-        self._filled += len(tokens) + 1
-        self.split.bytes += n_byte
-        if self._filled >= self.shard_tokens:
-            self._flush()
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        vocab_size: int,
+        shard_tokens: int,
+        finished: Split | None = None,
+        closed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.folder, self.name, self.shard_tokens, self.closed = folder, name, shard_tokens, closed
+        self.dtype = np.dtype(token_dtype(vocab_size))
+        self.split = finished or Split()
+        self._begin()
+
+    def add(self, tokens: np.ndarray, lengths: np.ndarray, n_bytes: np.ndarray) -> None:
+        """Documents one after another, each closed by its end-of-text token.
+
+        tokens: all of them in a row; lengths: int64 (n,), tokens of each; n_bytes: int64 (n,), UTF-8 bytes of each.
+        """
+        ends = np.cumsum(lengths, dtype=np.int64)
+        done = 0
+        while done < len(lengths):
+            before = int(ends[done - 1]) if done else 0
+            last = int(np.searchsorted(ends, before + self.shard_tokens - self._filled))  # which fills the shard
+            n = min(last + 1, len(lengths)) - done
+            piece = np.ascontiguousarray(tokens[before : ends[done + n - 1]], self.dtype)
+            self._file().write(piece.data)
+            self._sha256.update(piece.data)
+            self._offsets.append(self._filled + ends[done : done + n] - lengths[done : done + n] - before)
+            self._filled += len(piece)
+            self._bytes += int(n_bytes[done : done + n].sum())
+            done += n
+            if self._filled >= self.shard_tokens:
+                self._close_shard()
 
     def close(self) -> Split:
         """Writes what is left and returns the finished split."""
         if self._filled:
-            self._flush()
+            self._close_shard()
         return self.split
 
-    def _flush(self) -> None:
-        shard = Shard(f"{self.name}-{len(self.split.shards):05d}.bin", self._filled, len(self._offsets), "", "")
-        np.concatenate(self._pieces).tofile(self.folder / shard.file)
-        np.save(self.folder / shard.offsets_file, np.array(self._offsets, dtype="<u8"))
-        shard.sha256 = file_checksum(self.folder / shard.file)
+    def abandon(self) -> None:
+        """Leaves the shard that has been begun unfinished."""
+        if self._open is not None:
+            self._open.close()
+
+    def _begin(self) -> None:
+        self._open: BinaryIO | None = None
+        self._sha256 = hashlib.sha256()
+        self._offsets: list[np.ndarray] = []
+        self._filled = self._bytes = 0
+
+    def _file(self) -> BinaryIO:
+        if self._open is None:
+            self._open = (self.folder / f".{self.name}.part").open("wb")
+        return self._open
+
+    def _close_shard(self) -> None:
+        offsets = np.concatenate(self._offsets).astype("<u8")
+        shard = Shard(f"{self.name}-{len(self.split.shards):05d}.bin", self._filled, len(offsets), "", "")
+        shard.sha256 = self._sha256.hexdigest()
+        np.save(self.folder / shard.offsets_file, offsets)
         shard.offsets_sha256 = file_checksum(self.folder / shard.offsets_file)
+        file = self._file()
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
+        os.replace(self.folder / f".{self.name}.part", self.folder / shard.file)
         self.split.shards.append(shard)
         self.split.tokens += shard.tokens
         self.split.documents += shard.documents
-        self._pieces, self._offsets, self._filled = [], [], 0
+        self.split.bytes += self._bytes
+        self._begin()
+        self.closed()
 
 
 class TokenStream:
@@ -131,6 +178,11 @@ class TokenStream:
 
     def __len__(self) -> int:
         return self.split.tokens
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of a token in a shard."""
+        return np.dtype(self._dtype).itemsize
 
     def read(self, start: int, n_token: int) -> np.ndarray:
         """Tokens start .. start + n_token as int64, across shard borders."""

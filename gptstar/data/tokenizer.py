@@ -116,7 +116,7 @@ def train_tokenizer(documents: Iterable[str], config: TokenizerConfig) -> Tokeni
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    fast.train_from_iterator(_first_bytes(documents, config.train_bytes), trainer)
+    fast.train_from_iterator(first_bytes(documents, config.train_bytes), trainer)
     return Tokenizer(fast, config.eot_token)
 
 
@@ -127,7 +127,8 @@ def _byte_level(model: models.BPE) -> FastTokenizer:
     return fast
 
 
-def _first_bytes(documents: Iterable[str], limit: int) -> Iterator[str]:
+def first_bytes(documents: Iterable[str], limit: int) -> Iterator[str]:
+    """Documents until they have `limit` bytes together; the last one is whole."""
     seen = 0
     for text in documents:
         if seen >= limit:

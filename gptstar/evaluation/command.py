@@ -19,7 +19,7 @@ from gptstar.device import DTYPES, pick_precision
 from gptstar.errors import UserError
 from gptstar.evaluation.budget import token_budget
 from gptstar.evaluation.checkpoint import context_length, load_for_evaluation
-from gptstar.evaluation.held_out import held_out_loss, open_held_out
+from gptstar.evaluation.held_out import held_out_losses, open_held_out
 from gptstar.evaluation.provenance import about, evaluation_folder
 from gptstar.evaluation.report import write_markdown
 from gptstar.evaluation.results import read_results, write_results
@@ -135,15 +135,17 @@ def _load_tasks(config: EvaluateConfig) -> list[LoadedTask]:
 
 
 def _held_out_job(config: EvaluateConfig, model: GPT, tokenizer: Tokenizer) -> Job:
-    stream, length, loss = open_held_out(config.checkpoint, model, tokenizer, config.max_length)
+    streams, length, loss = open_held_out(config.checkpoint, model, tokenizer, config.max_length)
     device = model.device
     batch = 8 if config.batch_tokens == "auto" else max(1, token_budget(config.batch_tokens, model) // length)
     precision = pick_precision("auto", device) if config.dtype == "auto" else "fp32"  # auto: as in training
 
     def job() -> list[dict]:
         start = time.perf_counter()
-        found = held_out_loss(loss, stream, length, batch, device, precision)
+        found, each = held_out_losses(loss, streams, length, batch, device, precision)
         values = {"loss": found.loss, "bits_per_byte": found.bits_per_byte}
+        if len(each) > 1:
+            values |= {f"loss/{name}": of_corpus.loss for name, of_corpus in each.items()}
         metrics = {name: {"value": value, "stderr": None, "higher_is_better": False} for name, value in values.items()}
         row = {"task": HELD_OUT, "metrics": metrics, "tokens": found.tokens, "max_length": length}
         return [{**row, "seconds": round(time.perf_counter() - start, 3)}]

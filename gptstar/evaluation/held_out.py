@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gptstar.data.batches import document_numbers, read_windows, window_count
-from gptstar.data.corpora import DataConfig
+from gptstar.data.config import DataConfig
 from gptstar.data.prepare import prepare
 from gptstar.data.shards import TokenStream
 from gptstar.data.tokenizer import Tokenizer, TokenizerConfig
@@ -35,13 +37,16 @@ class HeldOutLoss:
     tokens: int
 
 
-def loss_within_documents(model: GPT, eot_id: int | None) -> Callable[[Tensor, Tensor], Tensor]:
-    """`model(inputs, targets)` whose attention stays within documents that `eot_id` ends; None: the model itself."""
-    if eot_id is None:
-        return model
+def loss_within_documents(model: GPT, eot_id: int | None) -> Callable[..., Tensor]:
+    """`model(inputs, targets)` whose attention stays within documents: those numbered by a third argument, or those
+    that `eot_id` ends. None: the model alone.
+    """
 
-    def loss(inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        return model(inputs_BT, targets_BT, document_BT=document_numbers(inputs_BT, eot_id))
+    def loss(inputs_BT: Tensor, targets_BT: Tensor, document_BT: Tensor | None = None) -> Tensor:
+        if eot_id is None:
+            return model(inputs_BT, targets_BT)
+        numbers = document_numbers(inputs_BT, eot_id) if document_BT is None else document_BT
+        return model(inputs_BT, targets_BT, document_BT=numbers)
 
     return loss
 
@@ -79,11 +84,39 @@ def held_out_loss(
     return HeldOutLoss(loss, loss / math.log(2) * tokens_per_byte, n_window * length)
 
 
+def held_out_losses(
+    model: Callable[[Tensor, Tensor], Tensor],
+    streams: dict[str, TokenStream],
+    length: int,
+    batch: int,
+    device: torch.device,
+    precision: str = "fp32",
+    max_tokens: int | None = None,
+    **ranks,
+) -> tuple[HeldOutLoss, dict[str, HeldOutLoss]]:
+    """The loss on the held-out text of all corpora, each counted by its size, and on that of each.
+
+    max_tokens: of all together. ranks: as for `held_out_loss`.
+    """
+    sizes = {name: len(stream) for name, stream in streams.items()}
+    total = sum(sizes.values())
+    each = {}
+    for name, stream in streams.items():
+        share = None if max_tokens is None else max(1, max_tokens * sizes[name] // total)
+        each[name] = held_out_loss(model, stream, length, batch, device, precision, share, **ranks)
+    if len(each) == 1:
+        return next(iter(each.values())), each
+    nats = sum(found.loss * sizes[name] for name, found in each.items())
+    n_byte = sum(stream.split.bytes for stream in streams.values())
+    n_token = sum(found.tokens for found in each.values())
+    return HeldOutLoss(nats / total, nats / math.log(2) / max(1, n_byte), n_token), each
+
+
 def open_held_out(
     checkpoint: str, model: GPT, tokenizer: Tokenizer, length: int | None
-) -> tuple[TokenStream, int, Callable[[Tensor, Tensor], Tensor]]:
-    """The validation split of the run that a checkpoint comes from, the length of the windows to read it in, and what
-    gives their loss as in training.
+) -> tuple[dict[str, TokenStream], int, Callable[..., Tensor]]:
+    """The held-out text of the run that a checkpoint comes from, by corpus, the length of the windows to read it in,
+    and what gives their loss as in training.
 
     length: what is wanted; None: as in training. Raises UserError for what is no run, whose corpus or tokenizer has
     changed, and for a length that the model or the split is too short for.
@@ -91,15 +124,34 @@ def open_held_out(
     folder = find_checkpoint(checkpoint)
     run = read_run_config(folder.parent.parent)
     length = context_length(model, length or run["trainer"]["sequence_length"])
-    settings = TokenizerConfig(**run["tokenizer"])
-    given = tokenizer if settings.source == "init_from" else None
-    data = DataConfig(**run["data"])
-    corpus = prepare(data, settings, given=given)
-    if corpus.tokenizer.fingerprint() != tokenizer.fingerprint():
+    data = DataConfig.from_dict(run["data"])
+    known, settings = _trained_on(folder), TokenizerConfig(**run["tokenizer"])
+    # A checkpoint that does not know its corpora: what is learned from them would tell that they are others.
+    given = tokenizer if known or settings.source == "init_from" else None
+    prepared = prepare(data, settings, given=given)
+    if prepared.tokenizer.fingerprint() != tokenizer.fingerprint():
         raise UserError(
-            f"{folder} was trained with another tokenizer than its run's configuration gives today: "
-            "bring back the corpus or tokenizer file it was made from"
+            f"{folder} was trained with another tokenizer than its run's configuration gives today: bring back the "
+            "corpus or tokenizer file it was made from"
         )
-    if window_count(len(corpus.validation), length) < 1:
-        raise UserError(f"max_length={length} is longer than the {len(corpus.validation)} held-out tokens: lower it")
-    return corpus.validation, length, loss_within_documents(model, tokenizer.eot_id if data.document_mask else None)
+    for name, source in known.items():
+        corpus = prepared.corpora.get(name)
+        if corpus is None or source["key"].split()[0] != corpus.key:
+            raise UserError(
+                f"{folder} was trained on other text than data={data.name} ({name}) holds today, or with another "
+                "tokenizer: bring back the files it was made from"
+            )
+    streams = prepared.held_out(length)
+    if not streams:
+        longest = max(len(corpus.validation) for corpus in prepared.corpora.values())
+        raise UserError(f"max_length={length} is longer than the {longest} held-out tokens: lower it")
+    return streams, length, loss_within_documents(model, tokenizer.eot_id if data.document_mask else None)
+
+
+def _trained_on(folder: Path) -> dict[str, dict]:
+    """The corpora that a checkpoint was trained on last; none where it does not say."""
+    try:
+        progress = json.loads((folder / "training" / "progress.json").read_text())
+        return progress["data"]["history"]["mixtures"][-1]["sources"]
+    except (OSError, ValueError, LookupError):
+        return {}

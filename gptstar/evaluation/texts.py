@@ -14,7 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gptstar.data.corpora import JSON_SUFFIXES, DataConfig, open_corpus
+from gptstar.data.archives import TEXT_SUFFIXES
+from gptstar.data.formats import split_suffix
+from gptstar.data.reading import Fields, FilePiece, read_texts
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import UserError
 from gptstar.fetch import fetch_visibly
@@ -22,7 +24,6 @@ from gptstar.fetch import fetch_visibly
 URL = "http://mattmahoney.net/dc"
 N_BYTE = 100_000_000  # of enwik8 and of text8, as their names say
 TEST_SPLIT = (95_000_000, 100_000_000)
-RECORDS = (*JSON_SUFFIXES, ".parquet")
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Text:
 
 
 def read_files(patterns: list[str], text_field: str = "text") -> Text:
-    """The files that globs match: .jsonl[.gz|.xz|.zst] and .parquet hold a document a record, others are one each.
+    """The files that globs match: .jsonl, .parquet, WARC and tar files hold many documents, others are one each.
 
     Raises UserError for a pattern without a file and for what is no UTF-8.
     """
@@ -90,9 +91,10 @@ def read_files(patterns: list[str], text_field: str = "text") -> Text:
     files = list(dict.fromkeys(files))
     documents: list[str] = []
     for path in files:
-        if path.name.endswith(RECORDS):
-            corpus = DataConfig(corpus="text_files", paths=[glob.escape(str(path))], text_field=text_field)
-            documents += open_corpus(corpus).documents()
+        suffix = split_suffix(path.name)
+        if suffix is not None and suffix[0] not in TEXT_SUFFIXES:
+            fields = Fields(text_field)
+            documents += read_texts(FilePiece(str(path), fields), fields)
         else:
             documents.append(_decode(path, _read(path)))
     name = files[0].stem if len(files) == 1 else f"{files[0].parent.name or 'text'} ({len(files)} files)"

@@ -59,6 +59,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         needs_grad = any(ctx.needs_input_grad)
         w_VC, n_row = weight_VC.to(_compute_dtype(weight_VC)), len(weight_VC)
+        known_N1, target_N = (target_N >= 0)[:, None], target_N.clamp(min=0)
         if (missing := _missing_rows(weight_VC)) > 0:
             w_VC = F.pad(w_VC, (0, 0, 0, missing))
             bias_V = None if bias_V is None else F.pad(bias_V, (0, missing))
@@ -73,6 +74,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         rows = max(1, -(-len(h_NC) // n_chunk))  # chunks alike
         for start in range(0, len(h_NC), rows):
             h, target = h_NC[start : start + rows], target_N[start : start + rows, None]
+            known = known_N1[start : start + rows]
             logits = matmul(h, w_VC.t()).to(wide)
             if bias_V is not None:
                 logits += bias_V
@@ -85,17 +87,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
             # numbers, it gives logsumexp for another that only reads.
             largest, own = logits.amax(-1, keepdim=True), logits.gather(-1, target)
             logits = logits.softmax(-1)
-            total += (largest - logits.amax(-1, keepdim=True).log() - own).sum()
+            total += ((largest - logits.amax(-1, keepdim=True).log() - own) * known).sum()
             if grad_h is not None:
                 logits.scatter_add_(-1, target, logits.new_full(target.shape, -1.0))  # softmax - onehot
                 if slope is not None:
                     logits *= slope
+                # What is not to be predicted is left out here, where rows are C wide and not V.
                 if grad_b is not None:
-                    grad_b += logits.sum(0)
+                    grad_b += known.to(wide).t().mm(logits)[0]
                 d_logits = logits.to(w_VC.dtype)
-                grad_h[start : start + rows] = matmul(d_logits, w_VC)
+                grad_h[start : start + rows] = matmul(d_logits, w_VC) * known
                 if ctx.needs_input_grad[1]:  # not a frozen head
-                    grad_w = _plus_product(grad_w, d_logits, h, wide)
+                    grad_w = _plus_product(grad_w, d_logits, h * known, wide)
         if needs_grad:
             ctx.save_for_backward(grad_h, grad_w, grad_b)
             ctx.dtypes, ctx.n_row = (hidden_NC.dtype, weight_VC.dtype), n_row
@@ -119,7 +122,8 @@ def linear_cross_entropy(
     softcap: float = 0.0,
     n_valid: int | None = None,
 ) -> Tensor:
-    """Mean cross-entropy in nats of logits against `target_N` (int64), a scalar in fp32 or fp64.
+    """Mean cross-entropy in nats of logits against `target_N` (int64), a scalar in fp32 or fp64. A target below 0 is
+    not to be predicted and does not count.
 
     logits = softcap * tanh((hidden_NC @ weight_VC.T + bias_V) / softcap), of which the first n_valid count (None: all).
     Follows autocast. Equal to F.cross_entropy of those logits.
@@ -128,4 +132,5 @@ def linear_cross_entropy(
         hidden_NC, weight_VC = hidden_NC.detach(), weight_VC.detach()
         bias_V = None if bias_V is None else bias_V.detach()
     n_valid = len(weight_VC) if n_valid is None else n_valid
-    return _LinearCrossEntropy.apply(hidden_NC, weight_VC, target_N, bias_V, softcap, n_valid) / len(target_N)
+    n_known = (target_N >= 0).sum().clamp(min=1)
+    return _LinearCrossEntropy.apply(hidden_NC, weight_VC, target_N, bias_V, softcap, n_valid) / n_known

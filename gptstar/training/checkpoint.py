@@ -136,8 +136,6 @@ class Checkpoints:
 
 def restore_weights(folder: Path, model: GPT) -> None:
     """The weights of a checkpoint into a model that is not spread over processes yet; those in shards come later."""
-    if not (folder / "training").is_dir():
-        raise UserError(f"resume={folder}: weights only, without a training/ folder, cannot be resumed")
     if not is_sharded(folder):
         load_weights(folder, model)
 
@@ -145,22 +143,33 @@ def restore_weights(folder: Path, model: GPT) -> None:
 def restore_checkpoint(folder: Path, state: TrainState, group: dist.ProcessGroup | None = None) -> None:
     """Continues from a checkpoint, on however many ranks `group` has (None: this one), after `restore_weights`.
 
-    Raises UserError for a damaged one, and for one of another corpus.
+    Raises UserError for a damaged one.
     """
     training = folder / "training"
     try:
-        counters = json.loads((training / "progress.json").read_text())
-        if counters["corpus"] != state.corpus:
-            raise UserError(
-                f"resume={folder}: the corpus or its tokenizer is not what the run was trained on (key "
-                f"{counters['corpus']}, now {state.corpus}): bring back the old files, or start a new run"
-            )
+        counters = read_progress(folder)
         if is_sharded(folder):
             _read_shards(folder, state, group)
         state.restore(counters, torch.load(training / "state.pt", map_location="cpu", weights_only=True))
     except DAMAGE as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"resume={folder}: training/ is damaged ({reason}): resume an older checkpoint") from error
+
+
+def read_progress(folder: Path) -> dict:
+    """What `TrainState.counters` gave. Raises UserError for a damaged checkpoint and for one of weights only."""
+    if not (folder / "training").is_dir():
+        raise UserError(f"resume={folder}: weights only, without a training/ folder, cannot be resumed")
+    try:
+        counters = json.loads((folder / "training" / "progress.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"resume={folder}: training/ is damaged ({error}): resume an older checkpoint") from error
+    if "data" not in counters:
+        raise UserError(
+            f"resume={folder}: it was made by an older version, whose order of the data is not known here: begin a new "
+            f"run with init_from={folder}"
+        )
+    return counters
 
 
 @torch.no_grad()

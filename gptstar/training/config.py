@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from gptstar.data.corpora import DataConfig
+from gptstar.data.config import DataConfig
 from gptstar.data.tokenizer import TokenizerConfig
 from gptstar.device import PRECISIONS, pick_device
 from gptstar.errors import UserError
@@ -13,7 +13,29 @@ from gptstar.model.config import ModelConfig
 from gptstar.model.kernel_choice import KERNELS, check_kernel
 from gptstar.training.optimizers import OptimizerConfig
 from gptstar.training.schedules import ScheduleConfig
+from gptstar.training.warmup import BatchRamp, LengthRamp
 from gptstar.training.world import PARALLEL
+
+
+@dataclass
+class BatchWarmup:
+    """A batch that grows (Brown et al., arXiv:2005.14165): `first` sequences, then `increment` more in equal stages,
+    until trainer.batch_size after `steps` steps. 0: none.
+    """
+
+    first: int = 0
+    increment: int = 0
+    steps: int = 0
+
+
+@dataclass
+class LengthWarmup:
+    """Sequences that grow (Li et al., arXiv:2108.06084): cut into pieces of `first` tokens, then of twice as many, and
+    so on, until they stay whole after `steps` steps. A step keeps its tokens. 0: none.
+    """
+
+    first: int = 0
+    steps: int = 0
 
 
 @dataclass
@@ -37,6 +59,7 @@ class TrainerConfig:
                       less memory, up to a third more time
     attention         the kernel: auto, dense, sdpa, folded, flex or flex_flash (gptstar/model/kernel_choice.py)
     sequence_length   tokens a sequence; null: model.context
+    batch_warmup, length_warmup    a smaller batch, shorter sequences at first: see their own keys
     max_steps, max_tokens  the budget, in optimizer steps or in tokens: exactly one of them
     clip              gradient norm above which gradients are scaled down; 0: never
     eval_every        steps between validations; 0: only at checkpoints and at the end
@@ -68,6 +91,8 @@ class TrainerConfig:
     recompute: int = 0
     attention: str = "auto"
     sequence_length: int | None = None
+    batch_warmup: BatchWarmup = field(default_factory=BatchWarmup)
+    length_warmup: LengthWarmup = field(default_factory=LengthWarmup)
     max_steps: int | None = None
     max_tokens: int | None = None
     clip: float = 1.0
@@ -183,7 +208,7 @@ class TrainConfig:
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens an optimizer step reads."""
+        """Tokens an optimizer step reads when the batch is as large as it becomes."""
         return self.trainer.batch_size * self.sequence_length
 
     @property
@@ -192,7 +217,7 @@ class TrainConfig:
         if self.trainer.max_steps is not None:
             return self.trainer.max_steps
         assert self.trainer.max_tokens is not None
-        return self.trainer.max_tokens // self.tokens_per_step
+        return batch_sizes(self.trainer).steps_for(self.trainer.max_tokens // self.sequence_length)
 
     def check(self) -> None:
         """Raises UserError where parts that are fine by themselves do not fit together."""
@@ -212,6 +237,8 @@ class TrainConfig:
                 f"trainer.max_tokens={self.trainer.max_tokens} is less than one step of {self.tokens_per_step} tokens: "
                 "raise it or lower trainer.batch_size"
             )
+        batch_sizes(self.trainer)
+        sequence_lengths(self.trainer, length)
         if self.data.document_mask and not attends_only(self.model):
             raise UserError(
                 f"data.document_mask=true needs a block in which only attention mixes tokens, not {self.model.block}"
@@ -241,6 +268,24 @@ class TrainConfig:
             )
         if self.tokenizer.source == "train":
             check_vocabulary(self.tokenizer.vocab_size, self.model)
+
+
+def batch_sizes(options: TrainerConfig) -> BatchRamp:
+    """Sequences of full length in each step. Raises UserError for a warm-up that cannot be."""
+    warmup = options.batch_warmup
+    try:
+        return BatchRamp(warmup.first or options.batch_size, options.batch_size, warmup.increment or 1, warmup.steps)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def sequence_lengths(options: TrainerConfig, length: int) -> LengthRamp:
+    """The length into which the sequences of each step are cut. Raises UserError for a warm-up that cannot be."""
+    warmup = options.length_warmup
+    try:
+        return LengthRamp(warmup.first or length, length, warmup.steps)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def check_vocabulary(n_token: int, model: ModelConfig) -> None:

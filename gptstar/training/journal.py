@@ -41,11 +41,11 @@ class Journal:
         if self._log is not None:
             self._log.write([{"step": self.state.step, "tokens": self.state.tokens, **values}])
 
-    def step(self, loss: float, lr: float, norm: float, epoch: float, seconds: float, speed: dict) -> None:
-        """An optimizer step. speed: the timing keys beside `seconds`."""
+    def step(self, loss: float, lr: float, norm: float, seen: dict[str, float], seconds: float, speed: dict) -> None:
+        """An optimizer step. seen: passes over the data; speed: the timing keys beside `seconds`."""
         self.write(
             {
-                "epoch": round(epoch, 6),
+                **{key: round(value, 6) for key, value in seen.items()},
                 "loss": loss if math.isfinite(loss) else None,
                 "lr": lr,
                 "grad_norm": norm if math.isfinite(norm) else None,
@@ -55,30 +55,32 @@ class Journal:
         )
         self.display.step(self.state.step, loss, seconds, speed["tokens_per_second"], speed["mfu"])
 
-    def validation(self, found: HeldOutLoss) -> None:
-        """A validation on part of the held-out text."""
+    def validation(self, found: HeldOutLoss, each: dict[str, HeldOutLoss]) -> None:
+        """A validation on part of the held-out text; each: that of each corpus."""
         self.write(
             {
                 "validation_loss": found.loss,
                 "bits_per_byte": found.bits_per_byte,
                 "validation_tokens": found.tokens,
+                **_by_corpus("validation_loss", each),
             }
         )
-        per_byte = f"{found.bits_per_byte:.4f} bits/byte"
+        per_byte = f"{found.bits_per_byte:.4f} bits/byte{_told(each)}"
         self.note(f"step {self.state.step}: held-out loss {found.loss:.4f} nats/token, {per_byte}")
 
-    def end(self, found: HeldOutLoss, title: str) -> None:
+    def end(self, found: HeldOutLoss, each: dict[str, HeldOutLoss], title: str) -> None:
         """The validation on all of it, and the curve."""
         self.write(
             {
                 "final_loss": found.loss,
                 "final_bits_per_byte": found.bits_per_byte,
                 "validation_tokens": found.tokens,
+                **_by_corpus("final_loss", each),
             }
         )
         if self._log is not None:
             draw_loss_curve(self._log.path, self.run / "loss.png", title)
-        per_byte = f"{found.bits_per_byte:.4f} bits/byte"
+        per_byte = f"{found.bits_per_byte:.4f} bits/byte{_told(each)}"
         self.note(f"\n{found.loss:.4f} nats/token, {per_byte} on all held-out text ({self.run}/loss.png)")
 
     def running(self, total: int) -> AbstractContextManager[None]:
@@ -94,3 +96,11 @@ class Journal:
             if self._log is not None:
                 self._log.close()
             self.display.close()
+
+
+def _by_corpus(key: str, each: dict[str, HeldOutLoss]) -> dict[str, float]:
+    return {f"{key}/{name}": found.loss for name, found in each.items()} if len(each) > 1 else {}
+
+
+def _told(each: dict[str, HeldOutLoss]) -> str:
+    return "".join(f"; {name} {found.loss:.4f}" for name, found in each.items()) if len(each) > 1 else ""

@@ -7,11 +7,11 @@ from pathlib import Path
 from rich.console import Console
 
 from gptstar.data.batches import window_count
-from gptstar.data.prepare import PreparedCorpus, prepare
+from gptstar.data.prepare import Prepared, prepare
 from gptstar.data.tokenizer import Tokenizer, load_tokenizer
 from gptstar.environment import describe_environment
 from gptstar.errors import UserError
-from gptstar.model.choices import longest
+from gptstar.model.choices import longest as longest_of
 from gptstar.pretrained.native import read_json
 from gptstar.training.config import TrainConfig, check_vocabulary
 from gptstar.training.downstream import load_downstream
@@ -47,18 +47,15 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
 
 def _prepared(config: TrainConfig, world: World, console: Console) -> tuple[Trainer, Path | None]:
     """All that can be refused, before anything is written; and the checkpoint it goes on from."""
-    if config.tokenizer.source not in (
-        "train",
-        "init_from",
-    ):  # known before the corpus is prepared, so refused before it
+    if config.tokenizer.source not in ("train", "init_from"):  # known, and so refused, before the corpus is prepared
         check_vocabulary(load_tokenizer(config.tokenizer.source, config.tokenizer.eot_token).vocab_size, config.model)
     tasks = load_downstream(config.trainer) if world.main else []
     start = world.decided(lambda: find_start(config))
     origin = read_origin(config.init_from, config.model) if config.init_from and start is None else None
     given = _given_tokenizer(config, start, origin)
-    corpus = world.first(lambda: prepare(config.data, config.tokenizer, console, given))
-    _check_corpus(config, corpus)
-    trainer = Trainer(config, corpus, world, origin, start, tasks)
+    data = world.first(lambda: prepare(config.data, config.tokenizer, console, given))
+    _check_data(config, data)
+    trainer = Trainer(config, data, world, origin, start, tasks)
     if trainer.total < trainer.state.step:
         raise UserError(
             f"resume={config.resume} has taken {trainer.state.step} steps and the budget is {trainer.total}: "
@@ -68,25 +65,32 @@ def _prepared(config: TrainConfig, world: World, console: Console) -> tuple[Trai
 
 
 def _given_tokenizer(config: TrainConfig, start: Path | None, origin: Origin | None) -> Tokenizer | None:
-    """The tokenizer of the model that the run starts from, or has kept since, where the configuration asks for it."""
+    """The tokenizer of the model that the run starts from, or that the run has had from its beginning."""
+    if start is not None:
+        return load_tokenizer(str(start / "tokenizer.json"), read_json(start)["eot_token"])
     if config.tokenizer.source != "init_from":
         return None
-    if origin is not None:
-        return origin.tokenizer
-    assert start is not None
-    return load_tokenizer(str(start / "tokenizer.json"), read_json(start)["eot_token"])
+    assert origin is not None
+    return origin.tokenizer
 
 
-def _check_corpus(config: TrainConfig, corpus: PreparedCorpus) -> None:
-    check_vocabulary(corpus.tokenizer.vocab_size, config.model)
-    for name, stream in (("training", corpus.train), ("held-out", corpus.validation)):
-        if window_count(len(stream), config.sequence_length) < 1:
+def _check_data(config: TrainConfig, data: Prepared) -> None:
+    check_vocabulary(data.tokenizer.vocab_size, config.model)
+    length = config.sequence_length
+    for name, corpus in data.corpora.items():
+        if window_count(len(corpus.train), length) < 1:
             raise UserError(
-                f"data={config.data.name}: {len(stream)} {name} tokens are less than one sequence of "
-                f"{config.sequence_length}: give it more text or lower trainer.sequence_length"
+                f"data={name}: {len(corpus.train)} training tokens are less than one sequence of {length}: give it "
+                "more text or lower trainer.sequence_length"
             )
-    prompt = len(corpus.tokenizer.encode(config.trainer.sample_prompt))
-    limit = longest(config.model)
+    if not data.held_out(length):
+        longest = max(len(corpus.validation) for corpus in data.corpora.values())
+        raise UserError(
+            f"data={config.data.name}: {longest} held-out tokens are less than one sequence of {length}: give it more "
+            "text, or lower trainer.sequence_length"
+        )
+    prompt = len(data.tokenizer.encode(config.trainer.sample_prompt))
+    limit = longest_of(config.model)
     if limit is not None and prompt >= limit:
         raise UserError(
             f"trainer.sample_prompt has {prompt} tokens, which fill the {limit} positions the model has: shorten it"

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import yaml
 
+from gptstar.data.corpora import CorpusConfig
 from gptstar.errors import UserError
 from gptstar.files import replace_text
 from gptstar.pretrained.native import find_checkpoint, find_run, list_checkpoints, read_run_config
@@ -30,8 +31,13 @@ FIXED = (
     "trainer.trainable",
     "trainer.batch_size",
     "trainer.sequence_length",
+    "trainer.batch_warmup",
 )
-FREE = ("data.cache_dir", "data.name", "tokenizer.name", "model.name")
+# Corpora that were read from are known by their content: `gptstar.data.mixture.History` refuses others.
+FREE = (
+    *("data.cache_dir", "data.cache_gib", "data.workers", "data.corpora", "tokenizer.name", "model.name"),
+    *(f"data.{field.name}" for field in fields(CorpusConfig)),
+)
 
 
 def find_start(config: TrainConfig) -> Path | None:
@@ -44,7 +50,7 @@ def find_start(config: TrainConfig) -> Path | None:
         _refuse_used(run)
         return None
     origin = find_run(config.resume)
-    _refuse_changes(origin, config)
+    refuse_changes(origin, config)
     steps = list_checkpoints(origin)
     if origin.resolve() != run.resolve():
         _refuse_used(run)
@@ -102,7 +108,8 @@ def _refuse_used(run: Path) -> None:
         raise UserError(f"run_dir={run} is not empty: choose another one, or resume={run} to continue the run in it")
 
 
-def _refuse_changes(origin: Path, config: TrainConfig) -> None:
+def refuse_changes(origin: Path, config: TrainConfig) -> None:
+    """Raises UserError where a run's continuation would be another run."""
     usual = _flat(_plain(asdict(TrainConfig())))  # of settings that did not exist when the run was made
     before, now = usual | _flat(read_run_config(origin)), _flat(_plain(asdict(config)))
     changed = [
@@ -110,7 +117,7 @@ def _refuse_changes(origin: Path, config: TrainConfig) -> None:
         for key in sorted({*before, *now})
         if before.get(key) != now.get(key)
         and any(key == f or key.startswith(f + ".") for f in FIXED)
-        and key not in FREE
+        and not any(key == f or key.startswith(f + ".") for f in FREE)
     ]
     if changed:
         raise UserError(f"resume={config.resume}: the run was made with other settings ({'; '.join(changed)})")

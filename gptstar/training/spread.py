@@ -18,7 +18,7 @@ from gptstar.device import DTYPES, free_memory, pick_precision
 from gptstar.errors import UserError
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.empty import empty_model
-from gptstar.training.config import TrainConfig
+from gptstar.training.config import TrainConfig, batch_sizes
 from gptstar.training.tensor_parallel import (
     ELEMENTWISE,
     build_mesh,
@@ -29,6 +29,8 @@ from gptstar.training.tensor_parallel import (
 )
 from gptstar.training.world import World
 
+RECOMPILED = 64  # shapes that warm-ups of batch and length may bring before torch.compile gives up
+
 
 class Whole:
     """One process with the whole model.
@@ -38,6 +40,7 @@ class Whole:
 
     def __init__(self, model: GPT, world: World, precision: str, compiled: bool) -> None:
         self.model, self.world = model, world
+        torch._dynamo.config.recompile_limit = max(RECOMPILED, torch._dynamo.config.recompile_limit)
         self.run = cast(GPT, torch.compile(model, dynamic=False) if compiled else model)
 
     def accumulating(self, last: bool) -> AbstractContextManager:
@@ -160,6 +163,12 @@ def check_spread(config: TrainConfig, world: World) -> None:
         raise UserError(
             f"trainer.microbatch={microbatch} does not divide the {batch // n} sequences of a rank: lower it"
         )
+    for _, size in batch_sizes(config.trainer).stages:
+        if size % n:
+            raise UserError(
+                f"trainer.batch_warmup has steps of {size} sequences, which cannot be divided among {n} {readers}: let "
+                f"first and increment be multiples of {n}"
+            )
     if world.parallel != "fsdp":
         return
     if config.optimizer.name not in ELEMENTWISE:

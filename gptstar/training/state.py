@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,19 +15,22 @@ from gptstar.training.tensor_parallel import cut_of
 
 @dataclass
 class TrainState:
-    """The model, what optimizes it, and how far it is. Data order needs only `step` (see `gptstar.data.batches`)."""
+    """The model, what optimizes it, and how far it is.
+
+    data: what has to be known of a step to go on with the order of the data (see `gptstar.training.order`).
+    """
 
     model: GPT
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    corpus: str = ""  # the key of the prepared corpus
+    data: Callable[[int], dict] = lambda step: {}
     step: int = 0
     tokens: int = 0
     skipped: int = 0
 
     def counters(self) -> dict:
         """The plain numbers, for JSON."""
-        return {"step": self.step, "tokens": self.tokens, "skipped": self.skipped, "corpus": self.corpus}
+        return {"step": self.step, "tokens": self.tokens, "skipped": self.skipped, "data": self.data(self.step)}
 
     def tensors(self, with_moments: bool = True, kept: bool = True) -> dict:
         """Optimizer moments, loss scale and random states, of types that torch.load(weights_only=True) accepts.

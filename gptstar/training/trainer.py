@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,18 +15,17 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from gptstar.data.batches import BatchOrder, window_count
-from gptstar.data.prepare import PreparedCorpus
+from gptstar.data.prepare import Prepared
 from gptstar.device import autocast, pick_precision
 from gptstar.errors import UserError
-from gptstar.evaluation.held_out import HeldOutLoss, held_out_loss, loss_within_documents
+from gptstar.evaluation.held_out import HeldOutLoss, held_out_losses, loss_within_documents
 from gptstar.generation.generate import generate
 from gptstar.model.adapters import freeze_all_but_adapters
 from gptstar.model.describe import flops_per_token, parameter_count
 from gptstar.model.matmul import fast_gradients
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.native import list_checkpoints
-from gptstar.training.checkpoint import Checkpoints, restore_checkpoint, restore_weights
+from gptstar.training.checkpoint import Checkpoints, read_progress, restore_checkpoint, restore_weights
 from gptstar.training.config import TrainConfig
 from gptstar.training.downstream import measure_downstream
 from gptstar.training.feed import Feed
@@ -35,6 +35,7 @@ from gptstar.training.journal import Journal
 from gptstar.training.lr_range import RangeTest
 from gptstar.training.microbatch import find_microbatch
 from gptstar.training.optimizers import build_optimizer, set_learning_rate
+from gptstar.training.order import Order
 from gptstar.training.profile import Part, profile_model, scaled, trace_step, write_table
 from gptstar.training.schedules import learning_rate_factor
 from gptstar.training.spread import pick_spread
@@ -78,15 +79,17 @@ class Trainer:
     def __init__(
         self,
         config: TrainConfig,
-        corpus: PreparedCorpus,
+        data: Prepared,
         world: World,
         origin: Origin | None = None,
         start: Path | None = None,
         tasks: Sequence[LoadedTask] = (),
     ) -> None:
-        self.config, self.corpus, self.world, self.tasks = config, corpus, world, tasks
+        self.config, self.data, self.world, self.tasks = config, data, world, tasks
         self.device, options = world.device, config.trainer
         self.length, self.total = config.sequence_length, config.total_steps
+        begun = read_progress(start)["data"] if start is not None else None
+        self.order = Order(data, config.data, options, self.length, world.share, world.n_share, begun)
         self.precision = pick_precision(options.precision, self.device)
         own_peak = options.peak_flops or peak_flops(self.device)
         self.peak = world.total(torch.tensor(own_peak)).item() if own_peak else None
@@ -113,19 +116,18 @@ class Trainer:
         self.n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.checkpoint_bytes = sum(p.nbytes for p in model.parameters())
         n_frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-        self.flops_per_token = flops_per_token(config.model, self.length, n_frozen)
+        self.flops_per_token = cache(lambda length: flops_per_token(config.model, length, n_frozen))
         compiled = options.compile if options.compile is not None else self.device.type == "cuda"
         self.spread = pick_spread(world)(model, world, self.precision, compiled)
         self.loss = self._loss_of(self.spread.run)
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
-        self.state = TrainState(model, build_optimizer(model, config.optimizer), scaler, corpus.key)
+        self.state = TrainState(model, build_optimizer(model, config.optimizer), scaler)
         if origin is not None:
             begin_optimizer_with(origin, model, self.state.optimizer)
         if start is not None:
             restore_checkpoint(start, self.state, world.agreement)
         self.range = RangeTest() if config.schedule.name == "exponential" else None
-        windows = window_count(len(corpus.train), self.length)
-        self.order = BatchOrder(windows, options.batch_size, options.seed, world.share, world.n_share)
+        self.state.data = self.order.as_dict
         self.ending: str | None = None  # the signal that ends the run early, once all ranks know of it
 
     def run_to_the_end(self, run: Path, console: Console) -> Outcome:
@@ -137,8 +139,8 @@ class Trainer:
         state, options, total = self.state, self.config.trainer, self.total
         self.garbage = GarbageCollection()
         self.journal = Journal(run, self.config, state, console, self.world.main)
-        self.checkpoints = Checkpoints(run, self.corpus.tokenizer, options.keep_last, self.world)
-        self.feed = Feed(self.corpus.train, self.order, self.length, self.device)
+        self.checkpoints = Checkpoints(run, self.data.tokenizer, options.keep_last, self.world)
+        self.feed = Feed(self.order.read, self.device, self.config.data.document_mask)
         try:
             with self.journal.open(), fast_gradients(), self.garbage:
                 with Interrupt(launched()) as self.interrupt, self.journal.running(total):
@@ -196,14 +198,16 @@ class Trainer:
                 if line.get("loss") is not None:
                     self.range.feed(line["lr"], line["loss"])
 
-    def _loss_of(self, model: GPT) -> Callable[[Tensor, Tensor], Tensor]:
-        """(inputs, targets) -> loss, in the run's precision and within documents where the run says so."""
-        eot_id = self.corpus.tokenizer.eot_id if self.config.data.document_mask else None
+    def _loss_of(self, model: GPT) -> Callable[..., Tensor]:
+        """(inputs, targets, documents or None) -> loss, in the run's precision and within documents where the run says
+        so.
+        """
+        eot_id = self.data.tokenizer.eot_id if self.config.data.document_mask else None
         plain = loss_within_documents(model, eot_id)
 
-        def loss(inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        def loss(inputs_BT: Tensor, targets_BT: Tensor, document_BT: Tensor | None = None) -> Tensor:
             with autocast(self.precision, self.device):
-                return plain(inputs_BT, targets_BT)
+                return plain(inputs_BT, targets_BT, document_BT)
 
         return loss
 
@@ -213,12 +217,12 @@ class Trainer:
         began = time.perf_counter()
         lr = self.config.optimizer.lr * learning_rate_factor(self.config.schedule, state.step, self.total)
         set_learning_rate(state.optimizer, lr)
-        inputs, targets = self.feed.take(state.step)
+        length = self.order.lengths.length(state.step)
+        pieces, shares, n_token = self._pieces(length)
         loss = torch.zeros((), device=self.device)
-        pieces = list(zip(inputs.split(self.microbatch), targets.split(self.microbatch), strict=True))
-        for i, (x, y) in enumerate(pieces):
+        for i, (piece, share) in enumerate(zip(pieces, shares, strict=True)):
             with self.spread.accumulating(last=i == len(pieces) - 1):
-                part = self.loss(x, y) / len(pieces)
+                part = self.loss(*piece) * share
                 state.scaler.scale(part).backward()
             loss += part.detach()
         state.scaler.unscale_(state.optimizer)
@@ -235,16 +239,40 @@ class Trainer:
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
         state.step += 1
-        n_token = self.config.tokens_per_step
         state.tokens += n_token
         seconds = time.perf_counter() - began
         rate = n_token / seconds
         speed = {
             "tokens_per_second": round(rate, 1),
-            "mfu": round(rate * self.flops_per_token / self.peak, 4) if self.peak else None,
+            "mfu": round(rate * self.flops_per_token(length) / self.peak, 4) if self.peak else None,
             "memory_gib": round(memory_in_use(self.device), 3),
         }
-        self.journal.step(loss_value, lr, norm_value, self.order.epoch(state.step), seconds, speed)
+        self.journal.step(loss_value, lr, norm_value, self._seen(), seconds, speed)
+
+    def _pieces(self, length: int) -> tuple[list[tuple[Tensor, ...]], list[float], int]:
+        """The microbatches of the coming step on this rank, in rows of `length` tokens; what share of the step's loss
+        each has, times the ranks it is averaged over; and how many tokens are predicted on all ranks.
+        """
+        batch, n_target = self.feed.take(self.state.step)
+        n_token = self.order.tokens(self.state.step)
+        if self.config.data.packing == "best_fit":  # rows that are not full
+            n_token = int(self.world.share_total(torch.tensor(n_target)).item())
+        rows = self.microbatch * self.length // length
+        tensors = [
+            tensor.split(rows) for tensor in (batch.inputs, batch.targets, batch.documents) if tensor is not None
+        ]
+        pieces = list(zip(*tensors, strict=True))
+        if n_target == batch.targets.numel():
+            counts = [piece[1].numel() for piece in pieces]
+        else:
+            counts = [int(n) for n in torch.stack([(piece[1] >= 0).sum() for piece in pieces]).tolist()]
+        return pieces, [n * self.world.n_share / n_token for n in counts], n_token
+
+    def _seen(self) -> dict[str, float]:
+        """Passes over the data so far, and epochs of each corpus of a mixture."""
+        step = self.state.step
+        epochs = self.order.epochs(step) if len(self.order.packings) > 1 else {}
+        return {"epoch": self.order.passes(step)} | {f"epoch/{name}": n for name, n in epochs.items()}
 
     def _agree(self, loss: Tensor, norm: Tensor) -> tuple[float, float]:
         """The loss over all ranks and the gradient's norm; and whether a signal has come to any of them."""
@@ -261,18 +289,16 @@ class Trainer:
         state, config = self.state, self.config
         folder = self.run / "profile" if self.world.main else None
         start = time.perf_counter()
-        inputs, targets = self.feed.take(state.step)
+        pieces, _, n_token = self._pieces(self.order.lengths.length(state.step))
         parts = {"data": Part(time.perf_counter() - start)}
-        one = profile_model(
-            state.model, self._loss_of(state.model), inputs[: self.microbatch], targets[: self.microbatch]
-        )
-        parts |= scaled(one, len(inputs) // self.microbatch)
+        one = profile_model(state.model, self._loss_of(state.model), *pieces[0][:2])
+        parts |= scaled(one, len(pieces))
         seconds, optimizer = trace_step(self._take_step, self.device, folder)
         # AdamW reads weight, gradient and two moments and writes three of them.
         n_own = sum(getattr(p, "_local_tensor", p).numel() for p in state.model.parameters() if p.requires_grad)
         parts["optimizer"] = Part(optimizer, 0.0, 28.0 * n_own if config.optimizer.name == "adamw" else 0.0)
         peak = self.peak / self.world.size if self.peak else measure_matmul_peak(self.device)
-        title = f"Step {state.step} of {config.model.name}, {inputs.numel():,} tokens in {self.precision}"
+        title = f"Step {state.step} of {config.model.name}, {n_token:,} tokens in {self.precision}"
         table = write_table(parts, seconds, peak, measure_bandwidth(self.device), title, folder)
         self.journal.note(table)
 
@@ -293,25 +319,25 @@ class Trainer:
         good = f"the last good checkpoint is {found[-1]}" if found else "no checkpoint was written yet"
         return NonFiniteLoss(f"{what}: stopped; {good}; lower optimizer.lr, or set trainer.nonfinite=skip")
 
-    def _held_out_loss(self, max_tokens: int | None) -> HeldOutLoss:
-        return held_out_loss(
+    def _held_out_losses(self, max_tokens: int | None) -> tuple[HeldOutLoss, dict[str, HeldOutLoss]]:
+        return held_out_losses(
             self.loss,
-            self.corpus.validation,
+            self.data.held_out(self.length),
             self.length,
             self.microbatch,
             self.device,
             self.precision,
             max_tokens,
-            self.world.share,
-            self.world.n_share,
-            self.world.share_total,
+            rank=self.world.share,
+            n_rank=self.world.n_share,
+            total=self.world.share_total,
         )
 
     def _validate(self) -> HeldOutLoss:
-        found = self._held_out_loss(self.config.trainer.eval_tokens)
+        found, each = self._held_out_losses(self.config.trainer.eval_tokens)
         if not math.isfinite(found.loss):  # the weights themselves are spoilt: nothing to skip
             raise self._stopped(f"step {self.state.step}: held-out loss {found.loss}")
-        self.journal.validation(found)
+        self.journal.validation(found, each)
         return found
 
     def _measure_tasks(self) -> None:
@@ -328,7 +354,7 @@ class Trainer:
                 if self.interrupt.requested or task.name in known:
                     continue
                 try:
-                    found = measure_downstream(model, self.corpus.tokenizer, task, options.eval_tasks_limit)
+                    found = measure_downstream(model, self.data.tokenizer, task, options.eval_tasks_limit)
                 except Exception as error:  # tasks are other people's code, and no reason to lose a run
                     self.journal.note(f"step {state.step}: {task.name} failed: {type(error).__name__}: {error}")
                     continue
@@ -344,11 +370,11 @@ class Trainer:
         text = None
         if model is not None:
             if model.longest is not None:
-                prompt = self.corpus.tokenizer.encode(options.sample_prompt)
+                prompt = self.data.tokenizer.encode(options.sample_prompt)
                 n_token = min(n_token, model.longest - max(1, len(prompt)))
             text = generate(
                 model,
-                self.corpus.tokenizer,
+                self.data.tokenizer,
                 options.sample_prompt,
                 max_new_tokens=n_token,
                 temperature=0.8,
@@ -360,9 +386,9 @@ class Trainer:
 
     def _finish(self) -> Outcome:
         model = self.config.model
-        final = self._held_out_loss(max_tokens=None)
+        final, each = self._held_out_losses(max_tokens=None)
         title = f"{model.name} ({parameter_count(model) / 1e6:.2f}M parameters) on {self.config.data.name}"
-        self.journal.end(final, title)
+        self.journal.end(final, each, title)
         sample = self._sample(n_token=120)
         self.journal.note(f"\nsample\n{sample}")
         return Outcome(self.run, self.state.step, None, final, sample)
@@ -379,7 +405,6 @@ class Trainer:
 
     def _introduce(self) -> None:
         config, state = self.config, self.state
-        corpus = "cached" if self.corpus.cached else "prepared"
         peak = f", matmul peak {self.peak / 1e9:,.0f} GFLOP/s" if self.peak else ""
         n_all = parameter_count(config.model)
         trained = "" if self.n_trained == n_all else f" ({self.n_trained:,} of them trained)"
@@ -388,9 +413,7 @@ class Trainer:
         ranks += "" if self.world.n_tensor == 1 else f", {self.world.n_tensor} to a layer"
         self.journal.note(
             f"{config.model.name}{origin}: {n_all:,} parameters{trained}, {self.total} steps of "
-            f"{config.tokens_per_step:,} tokens ({self.order.epoch(self.total):.2f} epochs)\n"
-            f"{config.data.name}: {len(self.corpus.train):,} training and {len(self.corpus.validation):,} held-out "
-            f"tokens ({corpus} in {self.corpus.folder})\n"
+            f"{config.tokens_per_step:,} tokens\n{self.order.introduction(self.total)}\n"
             f"{self.device} in {self.precision}{peak}{ranks}; run folder {self.run}"
         )
         if state.step:

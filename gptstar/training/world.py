@@ -102,7 +102,8 @@ class World:
 
     def share_total(self, values: Tensor) -> Tensor:
         """The sum over shares of the batch, whose ranks all have the same."""
-        return self.total(values) / self.n_tensor
+        total = self.total(values)
+        return total / self.n_tensor if total.is_floating_point() else total // self.n_tensor
 
     def least(self, value: int) -> int:
         """The smallest over ranks."""

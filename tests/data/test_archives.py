@@ -11,6 +11,7 @@ from gptstar.data.archives import cut_tar, cut_warc
 from gptstar.data.formats import DECODERS
 from gptstar.data.records import Fields, Record
 from gptstar.errors import UserError
+from support import strictly
 
 
 def chunks(data: bytes, size: int = 1000):
@@ -18,7 +19,7 @@ def chunks(data: bytes, size: int = 1000):
 
 
 def read(blocks, fields=None) -> list[Record]:
-    return [record for block in blocks for record in DECODERS[block.kind](block, fields or Fields())]
+    return [record for block in blocks for record in strictly(DECODERS[block.kind](block, fields or Fields()))]
 
 
 def make_tar(members: dict[str, bytes], **options) -> bytes:

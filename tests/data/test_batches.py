@@ -3,8 +3,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptstar.data.batches import BatchOrder, document_numbers, permute, read_windows, window_count
-from gptstar.data.shards import ShardWriter, TokenStream
+from gptstar.data.batches import document_numbers, permute, read_windows, window_count
+from gptstar.data.shards import TokenStream
+from support import write_split
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**40), st.integers(0, 5))
@@ -20,23 +21,6 @@ def test_one_index_of_a_huge_permutation_costs_no_table(size, seed):
     assert ((out >= 0) & (out < size)).all() and len(set(out.tolist())) == len(set(index.tolist()))
 
 
-@given(st.integers(1, 200), st.integers(1, 40), st.integers(0, 1000))
-def test_no_window_twice_in_an_epoch(n_window, batch_size, seed):
-    order = BatchOrder(n_window, batch_size, seed)
-    steps = -(-2 * n_window // batch_size)
-    stream = np.concatenate([order.windows(step) for step in range(steps)])
-    assert np.array_equal(np.sort(stream[:n_window]), np.arange(n_window))
-    assert np.array_equal(np.sort(stream[n_window : 2 * n_window]), np.arange(n_window))
-
-
-@given(st.integers(1, 500), st.integers(1, 30), st.integers(0, 10), st.integers(0, 100))
-def test_a_step_depends_on_nothing_but_seed_and_step(n_window, batch_size, seed, step):
-    first, again = BatchOrder(n_window, batch_size, seed), BatchOrder(n_window, batch_size, seed)
-    for earlier in range(min(step, 3)):
-        first.windows(earlier)
-    assert np.array_equal(first.windows(step), again.windows(step))
-
-
 def test_seeds_and_epochs_give_different_and_well_mixed_orders():
     n = 10_000
     orders = [permute(np.arange(n), n, seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
@@ -47,15 +31,8 @@ def test_seeds_and_epochs_give_different_and_well_mixed_orders():
             assert abs(np.corrcoef(a, b)[0, 1]) < 0.05
 
 
-def test_epoch_counts_passes():
-    assert BatchOrder(100, 8, 0).epoch(25) == 2.0
-
-
 def test_windows_are_disjoint_inputs_with_the_next_token_as_target(tmp_path):
-    writer = ShardWriter(tmp_path, "train", vocab_size=300, eot_id=0, shard_tokens=10)
-    for start in range(1, 40, 3):
-        writer.add([start, start + 1], n_byte=2)
-    split = writer.close()
+    split = write_split(tmp_path, [[start, start + 1] for start in range(1, 40, 3)], shard_tokens=10)
     stream = TokenStream(tmp_path, split, 300)
     flat = torch.from_numpy(stream.read(0, len(stream)))
     n = window_count(len(stream), 7)

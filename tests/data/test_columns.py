@@ -9,6 +9,7 @@ from gptstar.data import columns
 from gptstar.data.columns import compact
 from gptstar.data.reading import Block, Fields, FilePiece, Record, read_records
 from gptstar.errors import UserError
+from support import strictly
 
 
 def write(path, table, **options):
@@ -17,7 +18,7 @@ def write(path, table, **options):
 
 
 def read(piece, fields=None) -> list[Record]:
-    return [r for block in piece.blocks() for r in read_records(block, fields or Fields())]
+    return [r for block in piece.blocks() for r in strictly(read_records(block, fields or Fields()))]
 
 
 @pytest.mark.parametrize("compression", ["none", "snappy", "gzip", "zstd"])
@@ -74,7 +75,7 @@ def test_every_way_to_store_text(tmp_path, kind):
     )
     texts = texts.dictionary_encode() if pa.types.is_dictionary(kind) else texts
     batch = pa.record_batch({"text": texts})
-    assert [r.text for r in read_records(Block("a", "columns", 0, batch), Fields())] == ["a", "ü", "a"]
+    assert [r.text for r in strictly(read_records(Block("a", "columns", 0, batch), Fields()))] == ["a", "ü", "a"]
 
 
 def test_nested_fields_and_dates(tmp_path):

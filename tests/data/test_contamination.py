@@ -121,8 +121,8 @@ def test_it_travels_and_is_kept(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"n": 5, "shortest": 8}, "data.decontaminate.shortest=8 must lie between 1 and n=5"),
-        ({"min_matches": 0}, "data.decontaminate.min_matches=0 must be at least 1"),
+        ({"n": 5, "shortest": 8}, "data.contamination.shortest=8 must lie between 1 and n=5"),
+        ({"min_matches": 0}, "data.contamination.min_matches=0 must be at least 1"),
         ({"texts": {str(i): [] for i in range(300)}}, "300 evaluation sets"),
     ],
 )

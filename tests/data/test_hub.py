@@ -9,6 +9,7 @@ from gptstar.data import hub
 from gptstar.data.hub import hub_pieces, open_hub
 from gptstar.data.reading import Fields, Record, read_records
 from gptstar.errors import UserError
+from support import strictly
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def test_a_folder_is_read_shard_by_shard(dataset, monkeypatch):
     for part, piece in enumerate(pieces):
         blocks = [pickle.loads(pickle.dumps(block)) for block in piece.blocks()]
         assert [block.first for block in blocks] == list(range(0, 25 * part, 20))
-        found = [r for block in blocks for r in read_records(block, fields)]
+        found = [r for block in blocks for r in strictly(read_records(block, fields))]
         assert found == [Record(i, f"{part} {i} ü", f"2020-{i}") for i in range(25 * part)]
         for start in range(4):
             assert [(b.first, b.raw) for b in piece.blocks(start)] == [(b.first, b.raw) for b in blocks[start:]]
@@ -47,7 +48,7 @@ def test_long_documents_make_short_blocks(dataset, monkeypatch):
 def test_parquet_goes_the_same_road(tmp_path):
     pq.write_table(pa.table({"text": ["a", "b"], "other": [1, 2]}), tmp_path / "train.parquet")
     (piece,) = hub_pieces(str(tmp_path), None, "train", Fields())
-    assert [r.text for b in piece.blocks() for r in read_records(b, Fields())] == ["a", "b"]
+    assert [r.text for b in piece.blocks() for r in strictly(read_records(b, Fields()))] == ["a", "b"]
 
 
 def test_columns_splits_and_datasets_that_are_missing_are_named(dataset, tmp_path):
@@ -73,7 +74,7 @@ def test_a_column_that_is_not_text_is_named(tmp_path):
     (tmp_path / "train.jsonl").write_text('{"text": "x"}\n{"text": null}\n')
     (piece,) = hub_pieces(str(tmp_path), None, "train", Fields())
     with pytest.raises(UserError, match=r"train, shard 0 of 1, record 1: field 'text' holds null, not text"):
-        [r for block in piece.blocks() for r in read_records(block, Fields())]
+        [r for block in piece.blocks() for r in strictly(read_records(block, Fields()))]
 
 
 def test_the_fingerprint_follows_content(dataset, tmp_path):

@@ -8,6 +8,7 @@ from gptstar.data import lines
 from gptstar.data.lines import cut_lines, read_lines
 from gptstar.data.records import Block, Fields, Record
 from gptstar.errors import UserError
+from support import strictly
 
 BLOCK = 50
 
@@ -19,7 +20,7 @@ def cut(data: bytes, size: int) -> list[Block]:
 
 
 def read(data: bytes, fields: Fields | None = None, lenient: bool = False) -> list[Record]:
-    return list(read_lines(Block("a.jsonl", "jsonl", 0, data, lenient), fields or Fields()))
+    return list(strictly(read_lines(Block("a.jsonl", "jsonl", 0, data, lenient), fields or Fields())))
 
 
 line = st.one_of(st.binary(max_size=30), st.binary(max_size=300), st.text(max_size=20).map(str.encode))
@@ -51,7 +52,7 @@ def test_boundaries_depend_on_the_content_alone(data, size, other):
 def test_records_come_back_with_their_line_numbers(texts, end, size):
     made = ["" if t is None else json.dumps({"text": t}, ensure_ascii=len(t) % 2 == 0) for t in texts]
     data = b"\xef\xbb\xbf" + end.join(made).encode("utf-8", "surrogatepass")
-    found = [r for block in cut(data, size) for r in read_lines(block, Fields())]
+    found = [r for block in cut(data, size) for r in strictly(read_lines(block, Fields()))]
     assert found == [Record(i, t, None) for i, t in enumerate(texts) if t is not None]
 
 

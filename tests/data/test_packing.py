@@ -12,21 +12,26 @@ from hypothesis import strategies as st
 
 import gptstar.data.packing as packing_module
 from gptstar.data.packing import IGNORED, Batch, BestFit, Concatenated, best_fit, shorten
-from gptstar.data.shards import ShardWriter, TokenStream
+from gptstar.data.shards import TokenStream
+from gptstar.errors import UserError
+from support import write_split
 
 VOCAB, EOT = 300, 0
 DOCUMENTS = st.lists(st.integers(0, 40), min_size=1, max_size=25)
 KINDS = pytest.mark.parametrize("kind", [Concatenated, BestFit])
 
 
+def beside(folder: Path):
+    return lambda shard: folder / shard.offsets_file
+
+
 def write(folder: Path, lengths: list[int], shard_tokens: int) -> tuple[TokenStream, list[list[int]]]:
     """Documents of so many made-up tokens, and each with its end-of-text."""
-    writer = ShardWriter(folder, "train", VOCAB, EOT, shard_tokens)
     rng = np.random.default_rng(len(lengths))
     documents = [rng.integers(1, VOCAB, n).tolist() for n in lengths]
-    for tokens in documents:
-        writer.add(tokens, n_byte=0)
-    return TokenStream(folder, writer.close(), VOCAB), [[*tokens, EOT] for tokens in documents]
+    return TokenStream(folder, write_split(folder, documents, shard_tokens), VOCAB), [
+        [*tokens, EOT] for tokens in documents
+    ]
 
 
 @contextmanager
@@ -44,7 +49,7 @@ def all_windows(packing) -> Batch:
 @given(lengths=DOCUMENTS, shard_tokens=st.integers(1, 200), length=st.integers(1, 20), seed=st.integers(0, 9))
 def test_segments_are_what_the_targets_are_and_inputs_what_comes_before(kind, lengths, shard_tokens, length, seed):
     with written(lengths, shard_tokens) as (folder, stream, documents):
-        packing = kind(stream, length, EOT, folder)
+        packing = kind(stream, length, EOT, beside(folder))
         assert packing.n_window == packing.windows_per_shard.sum()
         assert len(packing.windows_per_shard) == len(stream.split.shards)
         if not packing.n_window:
@@ -69,7 +74,7 @@ def test_segments_are_what_the_targets_are_and_inputs_what_comes_before(kind, le
 @given(DOCUMENTS, st.integers(1, 200), st.integers(1, 20))
 def test_best_fit_predicts_every_token_once_and_cuts_only_long_documents(lengths, shard_tokens, length):
     with written(lengths, shard_tokens) as (folder, stream, documents):
-        packing = BestFit(stream, length, EOT, folder)
+        packing = BestFit(stream, length, EOT, beside(folder))
         segments = [s for window in range(packing.n_window) for s in packing.segments(window)]
         predicted = Counter((document, first + i) for document, first, n in segments for i in range(n))
         assert predicted == Counter((d, i) for d, tokens in enumerate(documents) for i in range(len(tokens)))
@@ -87,7 +92,7 @@ def test_best_fit_predicts_every_token_once_and_cuts_only_long_documents(lengths
 @given(DOCUMENTS, st.integers(1, 200), st.integers(1, 20))
 def test_concatenated_windows_are_those_of_each_shard(lengths, shard_tokens, length):
     with written(lengths, shard_tokens) as (folder, stream, _):
-        packing = Concatenated(stream, length, EOT, folder)
+        packing = Concatenated(stream, length, EOT, beside(folder))
         flat, begin, rows = stream.read(0, len(stream)), 0, []
         for shard, n_window in zip(stream.split.shards, packing.windows_per_shard, strict=True):
             n = (shard.tokens - 1) // length
@@ -103,7 +108,7 @@ def test_concatenated_windows_are_those_of_each_shard(lengths, shard_tokens, len
 def test_a_window_reads_nothing_but_its_own_shard(tmp_path, monkeypatch, kind):
     """Shards may be far away, and only some of them here."""
     stream, _ = write(tmp_path, [3, 30, 7, 0, 12, 5, 44, 2] * 4, 60)
-    packing = kind(stream, 8, EOT, tmp_path)
+    packing = kind(stream, 8, EOT, beside(tmp_path))
     ends = np.cumsum([s.tokens for s in stream.split.shards])
     shards = np.repeat(np.arange(len(ends)), packing.windows_per_shard)
     read, touched = stream.read, set()
@@ -153,7 +158,7 @@ def test_many_documents_waste_little():
 @given(lengths=DOCUMENTS, shard_tokens=st.integers(1, 200), length=st.integers(1, 20))
 def test_waste_is_what_the_windows_show(kind, lengths, shard_tokens, length):
     with written(lengths, shard_tokens) as (folder, stream, documents):
-        packing = kind(stream, length, EOT, folder)
+        packing = kind(stream, length, EOT, beside(folder))
         waste = packing.waste()
         segments = [s for window in range(packing.n_window) for s in packing.segments(window)]
         seen = sum(n for _, _, n in segments)
@@ -174,13 +179,13 @@ def test_waste_is_what_the_windows_show(kind, lengths, shard_tokens, length):
 def test_plans_are_kept_beside_the_corpus_and_read_again(tmp_path, monkeypatch):
     stream, _ = write(tmp_path, [3, 30, 7, 0, 12, 5, 44, 2] * 4, 60)
     cache = tmp_path / "plans"
-    first = all_windows(BestFit(stream, 16, EOT, tmp_path, cache))
+    first = all_windows(BestFit(stream, 16, EOT, beside(tmp_path), cache))
     files = sorted(cache.iterdir())
     assert len(files) == len(stream.split.shards) > 3
     assert files[0].name == f"train-00000.bestfit-16-{stream.split.shards[0].offsets_sha256[:16]}.npy"
-    plain = all_windows(BestFit(stream, 16, EOT, tmp_path))
+    plain = all_windows(BestFit(stream, 16, EOT, beside(tmp_path)))
     monkeypatch.setattr(packing_module, "best_fit", None)  # nothing is planned again
-    again = all_windows(BestFit(stream, 16, EOT, tmp_path, cache))
+    again = all_windows(BestFit(stream, 16, EOT, beside(tmp_path), cache))
     for other in (plain, again):
         assert torch.equal(other.inputs, first.inputs) and torch.equal(other.targets, first.targets)
 
@@ -189,7 +194,7 @@ def test_plans_are_kept_beside_the_corpus_and_read_again(tmp_path, monkeypatch):
 def test_a_plan_that_is_damaged_or_of_other_offsets_is_made_again(tmp_path, damage):
     stream, _ = write(tmp_path, [3, 30, 7, 0, 12, 5, 44, 2], 1000)
     cache = tmp_path / "plans"
-    first = all_windows(BestFit(stream, 16, EOT, tmp_path, cache))
+    first = all_windows(BestFit(stream, 16, EOT, beside(tmp_path), cache))
     (file,) = cache.iterdir()
     if damage is None:
         other = np.load(file)
@@ -197,10 +202,10 @@ def test_a_plan_that_is_damaged_or_of_other_offsets_is_made_again(tmp_path, dama
         np.save(file, other)
     else:
         file.write_bytes(damage)
-    assert torch.equal(all_windows(BestFit(stream, 16, EOT, tmp_path, cache)).inputs, first.inputs)
+    assert torch.equal(all_windows(BestFit(stream, 16, EOT, beside(tmp_path), cache)).inputs, first.inputs)
     assert [f.name for f in cache.iterdir()] == [file.name] and np.load(file)[2].sum() == len(stream)
     stream.split.shards[0].offsets_sha256 = "0" * 64
-    assert BestFit(stream, 16, EOT, tmp_path, cache).n_window and len(list(cache.iterdir())) == 2
+    assert BestFit(stream, 16, EOT, beside(tmp_path), cache).n_window and len(list(cache.iterdir())) == 2
 
 
 def test_a_plan_that_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypatch):
@@ -211,15 +216,15 @@ def test_a_plan_that_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(packing_module.np, "save", full)
-    with pytest.raises(OSError, match="No space"):
-        _ = BestFit(stream, 16, EOT, tmp_path, tmp_path / "plans").n_window
+    with pytest.raises(UserError, match=r"No space left.*best_fit keeps its plans there"):
+        _ = BestFit(stream, 16, EOT, beside(tmp_path), tmp_path / "plans").n_window
     assert not list((tmp_path / "plans").iterdir())
 
 
 def test_only_the_latest_plans_stay_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(packing_module, "PLANS_IN_MEMORY", 2)
     stream, documents = write(tmp_path, [9] * 12, 1)
-    packing = BestFit(stream, 16, EOT, tmp_path)
+    packing = BestFit(stream, 16, EOT, beside(tmp_path))
     assert packing.n_window == len(documents) and len(packing._plans) == 2
     assert packing.segments(0) == [(0, 0, 10)] and packing.segments(11) == [(11, 0, 10)] and len(packing._plans) == 2
 
@@ -227,7 +232,7 @@ def test_only_the_latest_plans_stay_in_memory(tmp_path, monkeypatch):
 @KINDS
 def test_windows_outside_are_an_error(tmp_path, kind):
     stream, _ = write(tmp_path, [50], 1000)
-    packing = kind(stream, 10, EOT, tmp_path)
+    packing = kind(stream, 10, EOT, beside(tmp_path))
     for window in (-1, packing.n_window):
         with pytest.raises(IndexError, match=f"windows {window}"):
             packing.read(np.array([window]))
@@ -236,7 +241,7 @@ def test_windows_outside_are_an_error(tmp_path, kind):
 @KINDS
 def test_shorter_rows_hold_the_same_tokens_in_the_same_order(tmp_path, kind):
     stream, _ = write(tmp_path, [3, 30, 7, 0, 12, 5, 44, 2], 70)
-    batch = all_windows(kind(stream, 12, EOT, tmp_path))
+    batch = all_windows(kind(stream, 12, EOT, beside(tmp_path)))
     short = shorten(batch, 4)
     for ours, theirs in itertools.zip_longest(
         (short.inputs, short.targets, short.documents), (batch.inputs, batch.targets, batch.documents)

@@ -19,6 +19,7 @@ from gptstar.data.compression import COMPRESSIONS
 from gptstar.data.formats import CUTTERS
 from gptstar.data.reading import Fields, FilePiece, find_pieces, read_records
 from gptstar.errors import UserError
+from support import strictly
 
 COMPRESS = {
     "": bytes,
@@ -63,7 +64,7 @@ MAKE = {
 
 
 def read(piece, fields=None):
-    return [r for block in piece.blocks() for r in read_records(block, fields or Fields())]
+    return [r for block in piece.blocks() for r in strictly(read_records(block, fields or Fields()))]
 
 
 def test_every_format_and_compression_is_tested():
@@ -115,7 +116,7 @@ def test_blocks_from_a_start_are_the_rest_of_all_blocks(tmp_path_factory, texts,
         for start in range(len(blocks) + 2):
             assert list(piece.blocks(start)) == blocks[start:]
         expected = [t for t in texts if t] if kind == "tar" else texts
-        assert [r.text for b in blocks for r in read_records(b, Fields())] == expected
+        assert [r.text for b in blocks for r in strictly(read_records(b, Fields()))] == expected
 
 
 @pytest.mark.parametrize("suffix", [*MAKE, ".jsonl.gz", ".tar.zst"])
@@ -244,5 +245,5 @@ def test_members_of_a_tar_are_forgotten_as_they_are_read(tmp_path, monkeypatch):
 def test_the_corpora_at_hand_are_read(shared):
     piece = FilePiece(shared / "corpora" / "enwiki" / "validation.jsonl.xz")
     blocks = list(piece.blocks())
-    found = [r for block in blocks for r in read_records(block, Fields())]
+    found = [r for block in blocks for r in strictly(read_records(block, Fields()))]
     assert len(found) == 2000 and [r.number for r in found] == list(range(2000)) and len(blocks) == 1

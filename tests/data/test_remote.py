@@ -27,8 +27,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 from gptstar import fetch as fetch_module
 from gptstar.data import remote as remote_module
 from gptstar.data.remote import ShardCache
-from gptstar.data.shards import ShardWriter, Split, TokenStream
+from gptstar.data.shards import Split, TokenStream
 from gptstar.errors import UserError
+from support import write_split
 
 Usage = namedtuple("Usage", "total used free")
 STALL = 0.2  # seconds
@@ -53,10 +54,8 @@ class Corpus:
 def corpus(tmp_path_factory) -> Corpus:
     folder = tmp_path_factory.mktemp("source")
     rng = np.random.default_rng(0)
-    writer = ShardWriter(folder, "train", 300, eot_id=0, shard_tokens=SHARD_BYTES // 2)
-    for _ in range(N_SHARD * 20):
-        writer.add(rng.integers(1, 300, SHARD_BYTES // 40 - 1).tolist(), n_byte=1)
-    split = writer.close()
+    documents = [rng.integers(1, 300, SHARD_BYTES // 40 - 1).tolist() for _ in range(N_SHARD * 20)]
+    split = write_split(folder, documents, SHARD_BYTES // 2)
     assert [shard.tokens * 2 for shard in split.shards] == [SHARD_BYTES] * N_SHARD
     (folder / "meta.json").write_text('{"splits": {}}')
     return Corpus(folder, split, TokenStream(folder, split, 300).read(0, split.tokens))
@@ -314,9 +313,7 @@ def test_the_same_name_of_another_corpus_is_another_shard(make, corpus, server, 
     other = tmp_path / "other"
     other.mkdir()
     (other / "meta.json").write_text("[1]")
-    writer = ShardWriter(other, "train", 300, 0, 100)
-    writer.add([7] * (SHARD_BYTES // 2 - 1), 1)
-    split = writer.close()
+    split = write_split(other, [[7] * (SHARD_BYTES // 2 - 1)], 100)
     cache = make(url=f"file://{other}")
     assert cache.text("meta.json") == b"[1]"
     assert cache.path(split.shards[0]).read_bytes() == (other / "train-00000.bin").read_bytes()
@@ -387,12 +384,11 @@ def test_ahead_comes_in_order_as_far_as_there_is_room(make, corpus, server):
 
 
 def test_what_comes_later_does_not_take_the_room_of_what_comes_first(make, corpus, server):
-    small = ShardWriter(corpus.folder, "small", 300, 0, 100)
-    small.add([1] * 99, 1)
+    small = write_split(corpus.folder, [[1] * 99], 100, name="small")
     cache = make(2.5)
     stream = cache.stream(corpus.split, 300)
     stream.read(0, 1)
-    cache.ahead([*corpus.shards[1:3], *small.close().shards])
+    cache.ahead([*corpus.shards[1:3], *small.shards])
     until(lambda: kept(cache.folder) == [0, 1] and not cache._to_do)
     time.sleep(0.05)
     assert [name for name, _ in server.seen] == ["train-00000.bin", "train-00001.bin"]

@@ -16,11 +16,49 @@ from gptstar.data.shards import ShardWriter, Split, TokenStream, token_dtype, ve
 from gptstar.errors import UserError
 
 
-def write(folder: Path, documents, shard_tokens=10, vocab_size=300) -> Split:
-    writer = ShardWriter(folder, "train", vocab_size, eot_id=0, shard_tokens=shard_tokens)
-    for tokens in documents:
-        writer.add(tokens, n_byte=3 * len(tokens))
+def write(folder: Path, documents, shard_tokens=10, vocab_size=300, at_once=10**9, writer=None) -> Split:
+    """`at_once`: documents that are added together."""
+    writer = writer or ShardWriter(folder, "train", vocab_size, shard_tokens)
+    for start in range(0, len(documents), at_once):
+        some = documents[start : start + at_once]
+        tokens = np.array([t for d in some for t in (*d, 0)], token_dtype(vocab_size))
+        lengths = np.array([len(d) + 1 for d in some], np.int64)
+        writer.add(tokens, lengths, 3 * (lengths - 1))
     return writer.close()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@given(
+    st.lists(st.lists(st.integers(1, 299), max_size=12), min_size=1, max_size=20),
+    st.integers(1, 30),
+    st.integers(1, 20),
+)
+@settings(max_examples=30)
+def test_shards_depend_on_no_grouping_and_writing_goes_on_after_any_shard(documents, shard_tokens, at_once):
+    with tempfile.TemporaryDirectory() as name:
+        folders = [Path(name) / str(i) for i in range(3)]
+        for folder in folders:
+            folder.mkdir()
+        split = write(folders[0], documents, shard_tokens)
+        assert write(folders[1], documents, shard_tokens, at_once=at_once) == split
+        assert all(shard.tokens >= shard_tokens for shard in split.shards[:-1])
+        states: list[dict] = []
+        writer = ShardWriter(
+            folders[2], "train", 300, shard_tokens, closed=lambda: states.append(writer.split.as_dict())
+        )
+        writer.add(
+            np.array([t for d in documents[:at_once] for t in (*d, 0)], "<u2"),
+            *(np.array([len(d) + more for d in documents[:at_once]]) * times for more, times in ((1, 1), (0, 3))),
+        )
+        writer.abandon()
+        finished = Split.from_dict(states[-1]) if states else Split()
+        rest = documents[finished.documents :]
+        writer = ShardWriter(folders[2], "train", 300, shard_tokens, finished)
+        assert write(folders[2], rest, writer=writer) == split
+        assert contents(folders[0]) == contents(folders[1]) == contents(folders[2])
 
 
 @settings(max_examples=50, deadline=None)

@@ -26,14 +26,14 @@ class Uniform:
 
 
 def test_a_uniform_model_needs_log_v_nats(train_config):
-    stream = prepare(train_config.data, train_config.tokenizer).validation
+    stream = prepare(train_config.data, train_config.tokenizer).corpora["tiny"].validation
     result = held_out_loss(Uniform(), stream, 32, 3, CPU)
     assert result.loss == pytest.approx(math.log(300))
     assert result.bits_per_byte == pytest.approx(math.log2(300) * len(stream) / stream.split.bytes)
 
 
 def test_every_window_is_read_once_or_a_few_spread_over_all(train_config):
-    stream = prepare(train_config.data, train_config.tokenizer).validation
+    stream = prepare(train_config.data, train_config.tokenizer).corpora["tiny"].validation
     whole, some = Uniform(), Uniform()
     n = (len(stream) - 1) // 32
     assert held_out_loss(whole, stream, 32, 3, CPU).tokens == n * 32
@@ -45,7 +45,7 @@ def test_every_window_is_read_once_or_a_few_spread_over_all(train_config):
 
 def test_a_partial_last_batch_counts_by_its_size(train_config):
     """Mean over windows, not over batches."""
-    stream = prepare(train_config.data, train_config.tokenizer).validation
+    stream = prepare(train_config.data, train_config.tokenizer).corpora["tiny"].validation
 
     def model(inputs, targets):
         return inputs.double().mean()

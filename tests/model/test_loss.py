@@ -93,3 +93,23 @@ def test_padding_the_vocabulary_changes_nothing(monkeypatch):
         results.append([value, *torch.autograd.grad(value, (hidden, weight, bias))])
     for plain, padded in zip(*results, strict=True):
         torch.testing.assert_close(padded, plain)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_targets_below_zero_do_not_count(bias):
+    torch.manual_seed(0)
+    hidden = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(11, 5, dtype=torch.float64, requires_grad=True)
+    row = torch.randn(11, dtype=torch.float64, requires_grad=True) if bias else None
+    target = torch.tensor([3, -100, 0, 10, -100, 5, -100])
+    found = []
+    for loss in (
+        linear_cross_entropy(hidden, weight, target, row),
+        F.cross_entropy(F.linear(hidden, weight, row), target, ignore_index=-100),
+    ):
+        leaves = [x for x in (hidden, weight, row) if x is not None]
+        found.append([loss, *torch.autograd.grad(loss, leaves)])
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-12)
+    assert (found[0][1][target < 0] == 0).all()
+    assert linear_cross_entropy(hidden, weight, torch.full((7,), -100)).item() == 0

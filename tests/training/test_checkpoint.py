@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from gptstar.errors import UserError
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.native import list_checkpoints
 from gptstar.training import checkpoint as module
-from gptstar.training.checkpoint import Checkpoints, restore_checkpoint, restore_weights
+from gptstar.training.checkpoint import Checkpoints, read_progress, restore_checkpoint, restore_weights
 from gptstar.training.optimizers import OptimizerConfig, build_optimizer
 from gptstar.training.state import TrainState
 from gptstar.training.world import World
@@ -22,7 +23,10 @@ def new_state(seed: int = 0, scaler=None, **optimizer) -> TrainState:
     torch.manual_seed(seed)
     model = GPT(tiny_model())
     return TrainState(
-        model, build_optimizer(model, OptimizerConfig(**optimizer)), scaler or torch.amp.GradScaler("cpu"), "key"
+        model,
+        build_optimizer(model, OptimizerConfig(**optimizer)),
+        scaler or torch.amp.GradScaler("cpu"),
+        lambda step: {"step": step},
     )
 
 
@@ -51,7 +55,7 @@ def test_everything_that_decides_the_future_comes_back(tmp_path):
     advance(state)
     other = new_state(seed=1)
     restore(saved, other)
-    assert other.counters() == {"step": 1, "tokens": 16, "skipped": 0, "corpus": "key"}
+    assert other.counters() == {"step": 1, "tokens": 16, "skipped": 0, "data": {"step": 1}}
     advance(other)
     for a, b in zip(state.model.parameters(), other.model.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -73,12 +77,12 @@ def test_a_run_may_go_on_in_another_precision(tmp_path, before):
     restore(saved, new_state(scaler=torch.amp.GradScaler("cpu", enabled=not before)))
 
 
-def test_another_corpus_is_refused(tmp_path):
-    state, other = new_state(), new_state()
-    saved = save(tmp_path, state, 2, None)
-    other.corpus = "other"
-    with pytest.raises(UserError, match=r"corpus or its tokenizer is not what the run was trained on .*key, now other"):
-        restore(saved, other)
+def test_a_checkpoint_that_does_not_know_its_data_is_refused(tmp_path):
+    folder = save(tmp_path, new_state(), 2, None)
+    path = folder / "training" / "progress.json"
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "data"}))
+    with pytest.raises(UserError, match=r"made by an older version.* begin a new run with init_from="):
+        read_progress(folder)
 
 
 def test_a_failed_write_is_reported_and_touches_no_older_checkpoint(tmp_path, monkeypatch):

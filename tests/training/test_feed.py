@@ -1,45 +1,49 @@
 import threading
 
-import numpy as np
 import pytest
 import torch
 
-from gptstar.data.batches import BatchOrder, read_windows
+from gptstar.data.packing import IGNORED, Batch
 from gptstar.training.feed import Feed
 
+CPU = torch.device("cpu")
 
-class Stream:
-    """Tokens 0, 1, 2, ...; keeps who read."""
 
-    def __init__(self, n_token, broken_at=None):
-        self.n_token, self.broken_at, self.readers = n_token, broken_at, []
+class Reader:
+    """Batch n is full of n, its last target is not to be predicted; keeps who read, and breaks at some step."""
 
-    def read(self, start, length):
+    def __init__(self, broken_at=None):
+        self.broken_at, self.readers = broken_at, []
+
+    def __call__(self, step):
         self.readers.append(threading.current_thread().name)
-        if self.broken_at is not None and start >= self.broken_at:
+        if step == self.broken_at:
             raise OSError("the disk is gone")
-        return np.arange(start, start + length)
+        targets = torch.full((2, 3), step)
+        targets[-1, -1] = IGNORED
+        return Batch(torch.full((2, 3), step), targets, torch.zeros(2, 3, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("steps", [[0, 1, 2, 3], [5, 6, 2, 3, 3]])
-def test_it_gives_the_batches_of_the_order_whatever_step_is_asked_for(steps):
-    stream, order = Stream(1000), BatchOrder(99, 4, seed=0)
-    feed = Feed(stream, order, 10, torch.device("cpu"))
+def test_it_gives_the_batch_of_whatever_step_is_asked_for_and_counts_its_targets(steps):
+    read = Reader()
+    feed = Feed(read, CPU, masked=False)
     for step in steps:
-        for ours, theirs in zip(feed.take(step), read_windows(stream, order.windows(step), 10), strict=True):
-            assert torch.equal(ours, theirs)
+        batch, n_target = feed.take(step)
+        assert (batch.inputs == step).all() and n_target == 5 and batch.documents is None
     feed.close()
-    assert any(name.startswith("feed") for name in stream.readers)
+    assert any(name.startswith("feed") for name in read.readers)
+
+
+def test_documents_go_along_where_the_model_is_told_of_them():
+    feed = Feed(Reader(), CPU, masked=True)
+    assert feed.take(0)[0].documents is not None
+    feed.close()
 
 
 def test_what_goes_wrong_while_reading_ahead_is_told_when_it_is_needed():
-    order = BatchOrder(99, 4, seed=0)
-    bad = next(step for step in range(1, 20) if (order.windows(step) >= 95).any())
-    stream = Stream(1000, broken_at=950)
-    feed = Feed(stream, order, 10, torch.device("cpu"))
-    good = bad - 1
-    if not (order.windows(good) >= 95).any():
-        feed.take(good)
+    feed = Feed(Reader(broken_at=1), CPU, masked=False)
+    feed.take(0)
     with pytest.raises(OSError, match="the disk is gone"):
-        feed.take(bad)
+        feed.take(1)
     feed.close()

@@ -1,0 +1,68 @@
+"""The folder of prepared corpora: names made of what went in, one process at a time, and disks that are full."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from gptstar.errors import UserError
+
+
+def key_of(values: object) -> str:
+    """Stands for some values, in file names."""
+    return hashlib.sha256(json.dumps(_as_written(values), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _as_written(values: object) -> object:
+    """1.0 and 1 are the same setting, whichever of them a file or a program says."""
+    if isinstance(values, dict):
+        return {key: _as_written(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_as_written(value) for value in values]
+    return int(values) if isinstance(values, float) and values.is_integer() else values
+
+
+@contextmanager
+def only_one(path: Path, name: str, console: Console) -> Iterator[None]:
+    """Waits until no other process on this machine works on the same; its end, however it comes, frees it."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            console.print(f"another process is preparing {name}: waiting for it", highlight=False, markup=False)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def if_free(path: Path) -> Iterator[bool]:
+    """Whether no other process works on it; then none begins to meanwhile."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+@contextmanager
+def disk_errors(cache: Path) -> Iterator[None]:
+    """Says which folder cannot be written, and how much room there is."""
+    try:
+        yield
+    except OSError as error:
+        free = shutil.disk_usage(cache).free / 2**30
+        raise UserError(
+            f"data.cache_dir={cache} cannot be written ({error.strerror or error}; {free:.1f} GiB free): "
+            "free some space or choose another folder; what is finished stays, and the same command goes on from there"
+        ) from error
