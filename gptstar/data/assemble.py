@@ -204,14 +204,14 @@ def _rows_of(folders: Sequence[Path], name: str) -> list[np.ndarray]:
 
 
 def _write_rows(path: Path, pieces: Iterator[np.ndarray], n: int) -> None:
-    """An .npy file of n rows, some at a time."""
+    """An .npy file of n rows, some at a time; written, not mapped, so that they do not stay in memory."""
     first = next(pieces, np.empty(0, KEY))
-    if not n:
-        np.save(path, first[:0])
-        return
-    file = np.lib.format.open_memmap(path, "w+", first.dtype, (n, *first.shape[1:]))
-    done = 0
-    for rows in chain([first], pieces):
-        file[done : done + len(rows)] = rows
-        done += len(rows)
-    file.flush()
+    header = {
+        "descr": np.lib.format.dtype_to_descr(first.dtype),
+        "fortran_order": False,
+        "shape": (n, *first.shape[1:]),
+    }
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for rows in chain([first], pieces):
+            file.write(np.ascontiguousarray(rows).tobytes())
