@@ -182,7 +182,7 @@ def test_twenty_kills_leave_the_same_bytes(tmp_path, starter):
 
 def test_control_c_ends_every_process_in_silence(tmp_path, starter):
     """It reaches the whole group, at any moment, also while workers start."""
-    write_jsonl(tmp_path / "in" / "0.jsonl", made_up(1000, n_word=200))
+    write_jsonl(tmp_path / "in" / "0.jsonl", 6 * made_up(1000, n_word=200))  # more than the time is enough for
     data = DataConfig(corpus="text_files", paths=[f"{tmp_path}/in/*"], cache_dir=str(tmp_path / "cache"), workers=2)
     for seconds in (0.1, 0.3, 0.6):
         group = starter.start(data)
