@@ -10,6 +10,7 @@ from gptstar.consolidate import ConsolidateConfig, consolidate
 from gptstar.errors import UserError
 
 
+@pytest.mark.slow
 def test_one_file_from_shards(ranks, train_config, tmp_path, capsys):
     trainer = dataclasses.replace(train_config.trainer, parallel="fsdp", max_steps=4)
     outcomes = ranks().train(dataclasses.replace(train_config, trainer=trainer), 2)

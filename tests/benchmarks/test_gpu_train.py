@@ -18,6 +18,7 @@ def run(target, *arguments):
     return done, json.loads(target.read_text())
 
 
+@pytest.mark.slow
 def test_measures_every_row_and_judges_it(tmp_path):
     done, found = run(tmp_path / "found.json")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -20,6 +20,7 @@ class Killed(BaseException):
     """As sudden as it gets within a process."""
 
 
+@pytest.mark.slow
 def test_a_stop_at_any_rename_or_removal_changes_nothing(tmp_path, tokenizer, small_parts, monkeypatch):
     data = records(tmp_path)
     write_jsonl(tmp_path / "task.jsonl", made_up(1, seed=2, n_word=12))

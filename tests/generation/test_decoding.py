@@ -34,6 +34,7 @@ MODELS = {
 
 @pytest.mark.parametrize("name", ["alibi", "rotary, shared heads, window", "gmlp"])  # each takes ten seconds
 @torch.inference_mode()
+@pytest.mark.slow
 def test_a_compiled_step_is_the_plain_one(name):
     model = model_of(**MODELS[name])
     plain, compiled = Decoder(model), Decoder(model, compiled=True)

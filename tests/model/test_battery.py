@@ -215,12 +215,14 @@ def test_every_point_of_the_space_answers_every_question(config):
 
 
 @pytest.mark.parametrize("name", distinct_presets())
+@pytest.mark.slow
 def test_every_preset_compiles_to_the_same(name):
     compiled_equals_eager(shrunk(preset(name)), "inductor")
 
 
 @settings(max_examples=15)
 @given(configurations())
+@pytest.mark.slow
 def test_every_point_of_the_space_is_one_graph_that_computes_the_same(config):
     compiled_equals_eager(config, "aot_eager")
 

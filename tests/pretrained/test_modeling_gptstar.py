@@ -109,6 +109,7 @@ def test_beams_samples_and_guessed_tokens(star, loaded):
     assert tokenizer.decode(guessed[0], skip_special_tokens=True) == written_here(star)[2]
 
 
+@pytest.mark.slow
 def test_it_needs_only_torch_and_transformers(star, tmp_path):
     script = """
 import sys

@@ -108,6 +108,7 @@ def test_mixed_precision_learns_like_fp32(train_config, tmp_path, precision):
     assert losses[precision] != losses["fp32"]
 
 
+@pytest.mark.slow
 def test_a_compiled_run_equals_an_eager_one(train_config, tmp_path):
     losses = []
     for compiled in (False, True):

@@ -135,6 +135,7 @@ def test_a_nan_on_one_rank_ends_all_with_the_last_good_checkpoint(ranks, train_c
 
 
 @pytest.mark.parametrize(("kind", "parallel"), [("exit", "fsdp"), ("hang", "ddp")])
+@pytest.mark.slow
 def test_the_others_notice_a_rank_that_dies_or_hangs(train_config, kind, parallel):
     own = Ranks(2)
     try:

@@ -58,6 +58,7 @@ LLAMA = {"block": "sequential", "position": "rotary", "norm": "rmsnorm", "activa
         (4, LLAMA | {"block": "parallel_shared", "activation": "geglu", "sandwich_norm": True}, {}),
     ],
 )
+@pytest.mark.slow
 def test_two_ranks_a_layer_are_one_device(ranks, config, n, model, options):
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, **model))
     train(config)
@@ -73,6 +74,7 @@ def test_two_ranks_a_layer_are_one_device(ranks, config, n, model, options):
     same_moments(*(find_checkpoint(c.run_dir) for c in (many, config)))
 
 
+@pytest.mark.slow
 def test_four_ranks_a_layer_within_documents_with_lion(ranks, config):
     lion = dataclasses.replace(config.optimizer, name="lion", lr=1e-4)
     data = dataclasses.replace(config.data, document_mask=True)
@@ -91,6 +93,7 @@ def test_half_precision_is_half_precision_on_one_device(ranks, config):
     same_curve(one.run_dir, many.run_dir, 5e-3)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_every_other_layout(ranks, config):
     undisturbed = changed(config, "undisturbed", max_steps=10)
     train(undisturbed)
