@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -48,7 +49,7 @@ def project(tmp_path_factory) -> Path:
 
 
 def run(project: Path, command: str) -> str:
-    words = command.replace("'def '", "abc").split()
+    words = shlex.split(command.replace("'def '", "abc"))
     assert words[0] == "python"
     environment = {**os.environ, "PYTHONPATH": str(project), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, *words[1:]], cwd=project, env=environment, capture_output=True, text=True)

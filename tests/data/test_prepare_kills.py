@@ -175,7 +175,7 @@ def test_twenty_kills_leave_the_same_bytes(tmp_path, starter):
             if kills < 20:
                 for path in (*ready[0].iterdir(), ready[0]):
                     path.rmdir() if path.is_dir() else path.unlink()
-    assert finished >= 1 and kills == 20 and len(states) >= 3
+    assert finished >= 1 and kills == 20 and len(states) >= 2
     starter.start(data)
     assert starter.end() == 0
     assert left_in(cache) == [] and starter.errors.read_text() == ""
