@@ -1,6 +1,6 @@
 """What the filters, the search for duplicates and the decontamination cost, and what they find of what is planted.
 
-    python benchmarks/duplicates.py ../shared/data/corpora/enwiki/train-00.jsonl.xz --eval-dir ../shared/data/eval
+    python benchmarks/duplicates.py CORPUS.jsonl.xz [...] --eval-dir FOLDER
         [--megabytes 60] [--planted 200] [--threshold 0.8] [--json FILE]
 
 Takes the first documents of .jsonl[.xz|.gz|.bz2] files, plants copies of some (as they are; with words replaced, put in
