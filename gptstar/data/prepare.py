@@ -185,10 +185,11 @@ class _Preparation:
             "shard_tokens": data.shard_tokens,
             "after": [other.key for other in earlier] if self.compared else [],
         }
+        self.key = key_of(self.inputs)
 
     def result(self, cache: Path, console: Console) -> PreparedCorpus:
         """From the cache, or made now."""
-        folder = cache / f"{self.name}-{key_of(self.inputs)}"
+        folder = cache / f"{self.name}-{self.key}"
         parts = cache / f".parts-{self.parts_key}"
         lock = cache / ".locks" / self.parts_key
         made = False
@@ -227,7 +228,7 @@ class _Preparation:
         licence, pieces = self.config.licence, self._pieces()
         write_card(work, self.name, licence, pieces, read, splits, removed, contaminated, settings, self.tokenizer)
         meta = {
-            "key": key_of(self.inputs),
+            "key": self.key,
             "inputs": self.inputs,
             "eot_token": self.tokenizer.eot_token,
             "splits": {name: split.as_dict() for name, split in splits.items()},

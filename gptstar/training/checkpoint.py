@@ -23,7 +23,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
-from gptstar.data.tokenizer import Tokenizer
+from gptstar.data.tokenizer import Tokenizer, load_tokenizer
 from gptstar.errors import UserError
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.empty import empty_model
@@ -32,6 +32,7 @@ from gptstar.pretrained.native import (
     best_checkpoint,
     list_checkpoints,
     load_weights,
+    read_json,
     save_description,
     save_tensors,
 )
@@ -154,6 +155,11 @@ def restore_checkpoint(folder: Path, state: TrainState, group: dist.ProcessGroup
     except DAMAGE as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"resume={folder}: training/ is damaged ({reason}): resume an older checkpoint") from error
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a checkpoint."""
+    return load_tokenizer(str(folder / "tokenizer.json"), read_json(folder)["eot_token"])
 
 
 def read_progress(folder: Path) -> dict:

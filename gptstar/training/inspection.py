@@ -21,12 +21,12 @@ from gptstar.data.inspection import (
 )
 from gptstar.data.packing import Waste
 from gptstar.data.prepare import Prepared, prepare
-from gptstar.data.tokenizer import Tokenizer, load_tokenizer
+from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import UserError
 from gptstar.files import replace_text
 from gptstar.pretrained.load import load
-from gptstar.pretrained.native import find_checkpoint, find_run, list_checkpoints, read_json
-from gptstar.training.checkpoint import read_progress
+from gptstar.pretrained.native import find_checkpoint, find_run, list_checkpoints
+from gptstar.training.checkpoint import read_progress, read_tokenizer
 from gptstar.training.config import TrainConfig
 from gptstar.training.order import Order
 from gptstar.training.run_folder import refuse_changes
@@ -215,7 +215,7 @@ def inspect(config: InspectConfig, console: Console | None = None) -> Inspection
         start = find_checkpoint(config.resume) if list_checkpoints(run) else None
     given = None
     if start is not None:
-        given = load_tokenizer(str(start / "tokenizer.json"), read_json(start)["eot_token"])
+        given = read_tokenizer(start)
     elif config.tokenizer.source == "init_from":
         assert config.init_from is not None  # checked
         given = load(config.init_from)[1]

@@ -12,7 +12,7 @@ from gptstar.data.tokenizer import Tokenizer, load_tokenizer
 from gptstar.environment import describe_environment
 from gptstar.errors import UserError
 from gptstar.model.choices import longest as longest_of
-from gptstar.pretrained.native import read_json
+from gptstar.training.checkpoint import read_tokenizer
 from gptstar.training.config import TrainConfig, check_vocabulary
 from gptstar.training.downstream import load_downstream
 from gptstar.training.metrics import check_tracker
@@ -67,7 +67,7 @@ def _prepared(config: TrainConfig, world: World, console: Console) -> tuple[Trai
 def _given_tokenizer(config: TrainConfig, start: Path | None, origin: Origin | None) -> Tokenizer | None:
     """The tokenizer of the model that the run starts from, or that the run has had from its beginning."""
     if start is not None:
-        return load_tokenizer(str(start / "tokenizer.json"), read_json(start)["eot_token"])
+        return read_tokenizer(start)
     if config.tokenizer.source != "init_from":
         return None
     assert origin is not None

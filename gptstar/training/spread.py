@@ -40,7 +40,8 @@ class Whole:
 
     def __init__(self, model: GPT, world: World, precision: str, compiled: bool) -> None:
         self.model, self.world = model, world
-        torch._dynamo.config.recompile_limit = max(RECOMPILED, torch._dynamo.config.recompile_limit)
+        if compiled:
+            let_shapes_vary()
         self.run = cast(GPT, torch.compile(model, dynamic=False) if compiled else model)
 
     def accumulating(self, last: bool) -> AbstractContextManager:
@@ -108,6 +109,8 @@ class Sharded(Whole):
     def __init__(self, model: GPT, world: World, precision: str, compiled: bool) -> None:
         self.model, self.run, self.world = model, model, world
         mesh = init_device_mesh(world.device.type, (world.size,))
+        if compiled:
+            let_shapes_vary()
         half = MixedPrecisionPolicy(DTYPES[precision], torch.float32, cast_forward_inputs=False)
         policy = MixedPrecisionPolicy() if precision == "fp32" else half
         for block in model.blocks:
@@ -123,6 +126,11 @@ class Sharded(Whole):
     def gathered(self) -> GPT | None:
         self.model.reshard()  # type: ignore[operator]  # after a validation it is still gathered in part
         return gather_model(self.model, self.world, self.world.device)
+
+
+def let_shapes_vary() -> None:
+    """Raises torch.compile's limit on shapes, beyond which it would leave a model uncompiled."""
+    torch._dynamo.config.recompile_limit = max(RECOMPILED, torch._dynamo.config.recompile_limit)
 
 
 @torch.no_grad()

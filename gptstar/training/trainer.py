@@ -404,6 +404,8 @@ class Trainer:
         return Outcome(self.run, self.state.step, None, None, None, test.suggested)
 
     def _introduce(self) -> None:
+        if not self.world.main:  # what packing wastes takes reading all documents' starts, and nobody would hear it
+            return
         config, state = self.config, self.state
         peak = f", matmul peak {self.peak / 1e9:,.0f} GFLOP/s" if self.peak else ""
         n_all = parameter_count(config.model)
