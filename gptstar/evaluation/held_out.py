@@ -123,7 +123,7 @@ def open_held_out(
     """
     folder = find_checkpoint(checkpoint)
     run = read_run_config(folder.parent.parent)
-    length = context_length(model, length or run["trainer"]["sequence_length"])
+    length = context_length(model, length or run["trainer"].get("eval_length") or run["trainer"]["sequence_length"])
     data = DataConfig.from_dict(run["data"])
     known, settings = _trained_on(folder), TokenizerConfig(**run["tokenizer"])
     # A checkpoint that does not know its corpora: what is learned from them would tell that they are others.

@@ -64,6 +64,8 @@ class TrainerConfig:
     clip              gradient norm above which gradients are scaled down; 0: never
     eval_every        steps between validations; 0: only at checkpoints and at the end
     eval_tokens       tokens of a validation during the run (the last one reads the whole split)
+    eval_length       tokens of the windows that validations read; null: as trainer.sequence_length. Runs that were
+                      trained at different lengths are compared at the same one
     eval_tasks        tasks of lm-evaluation-harness that are measured as the model trains, at the end too
     eval_tasks_every  steps between them; 0: only at the end
     eval_tasks_limit  documents of each task, or below 1 their share; null: all
@@ -98,6 +100,7 @@ class TrainerConfig:
     clip: float = 1.0
     eval_every: int = 100
     eval_tokens: int = 100_000
+    eval_length: int | None = None
     eval_tasks: list[str] = field(default_factory=list)
     eval_tasks_every: int = 0
     eval_tasks_limit: float | None = 200
@@ -131,7 +134,7 @@ class TrainerConfig:
             )
         if isinstance(self.microbatch, str) and self.microbatch != "auto":
             raise ValueError(f"trainer.microbatch={self.microbatch!r} must be a number, auto or null")
-        positive = ("batch_size", "sequence_length", "max_steps", "max_tokens", "eval_tokens", "timeout")
+        positive = ("batch_size", "sequence_length", "max_steps", "max_tokens", "eval_tokens", "eval_length", "timeout")
         for key in (*positive, "tensor_parallel", "keep_last", "peak_flops", "eval_tasks_limit"):
             value = getattr(self, key)
             if value is not None and value <= 0:
@@ -207,6 +210,11 @@ class TrainConfig:
         return self.trainer.sequence_length or self.model.context
 
     @property
+    def eval_length(self) -> int:
+        """Tokens of a window of validation."""
+        return self.trainer.eval_length or self.sequence_length
+
+    @property
     def tokens_per_step(self) -> int:
         """Tokens an optimizer step reads when the batch is as large as it becomes."""
         return self.trainer.batch_size * self.sequence_length
@@ -227,11 +235,12 @@ class TrainConfig:
             raise UserError(str(error)) from error
         length, total = self.sequence_length, self.total_steps
         limit = longest(self.model)
-        if limit is not None and length > limit:
-            raise UserError(
-                f"trainer.sequence_length={length} is longer than the {limit} positions the model has: "
-                "shorten it or raise model.context"
-            )
+        for key, wanted in (("sequence_length", length), ("eval_length", self.eval_length)):
+            if limit is not None and wanted > limit:
+                raise UserError(
+                    f"trainer.{key}={wanted} is longer than the {limit} positions the model has: "
+                    "shorten it or raise model.context"
+                )
         if total < 1:
             raise UserError(
                 f"trainer.max_tokens={self.trainer.max_tokens} is less than one step of {self.tokens_per_step} tokens: "

@@ -17,7 +17,7 @@ from gptstar.training.config import TrainConfig, check_vocabulary
 from gptstar.training.downstream import load_downstream
 from gptstar.training.metrics import check_tracker
 from gptstar.training.optimizers import check_optimizer
-from gptstar.training.run_folder import check_room, find_start, open_run_folder
+from gptstar.training.run_folder import check_room, find_start, open_run_folder, write_facts
 from gptstar.training.spread import check_spread
 from gptstar.training.start import Origin, read_origin
 from gptstar.training.trainer import Outcome, Trainer
@@ -42,6 +42,8 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
         if world.main:
             check_room(config.run_dir, trainer.checkpoint_bytes)
         run = world.decided(lambda: open_run_folder(trainer.config, start, describe_environment(world.device)))
+        if world.main:
+            write_facts(run, trainer.config, trainer.data)
         return trainer.run_to_the_end(run, console)
 
 
@@ -83,11 +85,12 @@ def _check_data(config: TrainConfig, data: Prepared) -> None:
                 f"data={name}: {len(corpus.train)} training tokens are less than one sequence of {length}: give it "
                 "more text or lower trainer.sequence_length"
             )
-    if not data.held_out(length):
+    if not data.held_out(config.eval_length):
         longest = max(len(corpus.validation) for corpus in data.corpora.values())
+        key = "eval_length" if config.trainer.eval_length else "sequence_length"
         raise UserError(
-            f"data={config.data.name}: {longest} held-out tokens are less than one sequence of {length}: give it more "
-            "text, or lower trainer.sequence_length"
+            f"data={config.data.name}: {longest} held-out tokens are less than one sequence of {config.eval_length}: "
+            f"give it more text, or lower trainer.{key}"
         )
     prompt = len(data.tokenizer.encode(config.trainer.sample_prompt))
     limit = longest_of(config.model)

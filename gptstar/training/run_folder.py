@@ -2,12 +2,14 @@
 
 config.yaml        the resolved configuration
 environment.json   what it ran on, an entry each time it was started or continued
+facts.json         parameters, FLOPs a token, tokenizer and held-out text: by these runs are told to be comparable
 metrics.jsonl      every step and validation; train.log  what was said
 checkpoints/       step-N folders; loss.png  the curve
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import asdict, fields
@@ -16,8 +18,10 @@ from pathlib import Path
 import yaml
 
 from gptstar.data.corpora import CorpusConfig
+from gptstar.data.prepare import Prepared
 from gptstar.errors import UserError
 from gptstar.files import replace_text
+from gptstar.model.describe import flops_per_token, parameter_count
 from gptstar.pretrained.native import find_checkpoint, find_run, list_checkpoints, read_run_config
 from gptstar.training.config import TrainConfig
 
@@ -84,6 +88,25 @@ def open_run_folder(config: TrainConfig, start: Path | None, environment: dict) 
     except OSError as error:
         raise UserError(f"run_dir={run} cannot be written ({error.strerror or error}): choose another one") from error
     return run
+
+
+def write_facts(run: Path, config: TrainConfig, data: Prepared) -> None:
+    """facts.json: see above. The digest is of the held-out tokens, so other text or another tokenizer gives another."""
+    splits = {name: stream.split for name, stream in data.held_out(config.eval_length).items()}
+    digest = hashlib.sha256(json.dumps([s.sha256 for split in splits.values() for s in split.shards]).encode())
+    facts = {
+        "parameters": parameter_count(config.model),
+        "flops_per_token": flops_per_token(config.model, config.sequence_length),
+        "tokenizer": data.tokenizer.fingerprint(),
+        "held_out": {
+            "digest": digest.hexdigest()[:16],
+            "tokens": sum(split.tokens for split in splits.values()),
+            "documents": sum(split.documents for split in splits.values()),
+            "bytes": sum(split.bytes for split in splits.values()),
+            "length": config.eval_length,
+        },
+    }
+    replace_text(run / "facts.json", json.dumps(facts, indent=1))
 
 
 def check_room(run_dir: str, n_byte: int) -> None:

@@ -322,9 +322,9 @@ class Trainer:
     def _held_out_losses(self, max_tokens: int | None) -> tuple[HeldOutLoss, dict[str, HeldOutLoss]]:
         return held_out_losses(
             self.loss,
-            self.data.held_out(self.length),
-            self.length,
-            self.microbatch,
+            self.data.held_out(self.config.eval_length),
+            self.config.eval_length,
+            max(1, self.microbatch * self.length // self.config.eval_length),
             self.device,
             self.precision,
             max_tokens,
