@@ -64,7 +64,9 @@ def run_door(name: str, schema: type, main: Callable[[Any], None]) -> None:
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # lets errors reach us instead of printing them its own way
 
-    sys.argv[1:] = [_literal_text(_forced(argument)) for argument in sys.argv[1:]]
+    sys.argv[1:] = [_literal_text(_forced(_full_name(argument))) for argument in sys.argv[1:]]
+    if name == "train":
+        _register_sweeps()
     failed: list[str | int | None] = []
 
     def task(config: DictConfig) -> None:
@@ -93,6 +95,23 @@ def _failed_job(error: Exception) -> str | None:
         return None
     reason = next((line for line in reversed(str(error).splitlines()) if "Error" in line or "error:" in line), "")
     return f"a job of the sweep failed ({reason.strip() or type(error).__name__}): its log is in run_dir/.slurm"
+
+
+def _register_sweeps() -> None:
+    """Our own ways to run many. Hydra takes only what goes by the name of a package of plugins."""
+    from hydra.core.plugins import Plugins
+
+    from gptstar.lab.launcher import ProcessLauncher
+    from gptstar.lab.sweeper import StudySweeper
+
+    for plugin in (StudySweeper, ProcessLauncher):
+        Plugins.instance().register(plugin)
+        Plugins.instance().class_name_to_class[f"hydra_plugins.gptstar.{plugin.__name__}"] = plugin
+
+
+def _full_name(argument: str) -> str:
+    """launcher=slurm, short for hydra/launcher=slurm."""
+    return "hydra/" + argument if argument.startswith("launcher=") else argument
 
 
 def _forced(argument: str) -> str:

@@ -81,7 +81,7 @@ def open_run_folder(config: TrainConfig, start: Path | None, environment: dict) 
         run.mkdir(parents=True, exist_ok=True)
         if start is not None and not _same_run(run, start):
             shutil.copyfile(start.parent.parent / "metrics.jsonl", run / "metrics.jsonl")
-        replace_text(run / "config.yaml", yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
+        replace_text(run / "config.yaml", yaml.safe_dump(plain(asdict(config)), sort_keys=False))
         path = run / "environment.json"
         entries = json.loads(path.read_text()) if path.is_file() else []
         replace_text(path, json.dumps([*entries, environment], indent=1))
@@ -133,8 +133,8 @@ def _refuse_used(run: Path) -> None:
 
 def refuse_changes(origin: Path, config: TrainConfig) -> None:
     """Raises UserError where a run's continuation would be another run."""
-    usual = _flat(_plain(asdict(TrainConfig())))  # of settings that did not exist when the run was made
-    before, now = usual | _flat(read_run_config(origin)), _flat(_plain(asdict(config)))
+    usual = flat(plain(asdict(TrainConfig())))  # of settings that did not exist when the run was made
+    before, now = usual | flat(read_run_config(origin)), flat(plain(asdict(config)))
     changed = [
         f"{key} {before.get(key)!r} -> {now.get(key)!r}"
         for key in sorted({*before, *now})
@@ -146,16 +146,16 @@ def refuse_changes(origin: Path, config: TrainConfig) -> None:
         raise UserError(f"resume={config.resume}: the run was made with other settings ({'; '.join(changed)})")
 
 
-def _plain(value):
+def plain(value):
     """Tuples as lists, as YAML knows them."""
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+        return {k: plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def _flat(values: dict, prefix: str = "") -> dict:
+def flat(values: dict, prefix: str = "") -> dict:
     """{"a": {"b": 1}} -> {"a.b": 1}."""
-    flat: dict = {}
+    found: dict = {}
     for key, value in values.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat
+        found.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return found
