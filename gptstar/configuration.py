@@ -38,6 +38,7 @@ EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: interrupted and saved, start
 TEXT_KEYS = (
     *("prompt", "prompt_file", "prompts", "output", "draft", "trainer.sample_prompt"),
     *("checkpoint", "resume", "init_from", "data_dir", "output_dir", "trainer.eval_tasks_dir"),
+    *("baseline", "title", "log", "log_file"),
 )
 
 
@@ -97,6 +98,28 @@ def _failed_job(error: Exception) -> str | None:
     return f"a job of the sweep failed ({reason.strip() or type(error).__name__}): its log is in run_dir/.slurm"
 
 
+def with_list(arguments: list[str], key: str, options: tuple[str, ...] = ()) -> list[str]:
+    """Words that are no KEY=VALUE as KEY=[...], and `--option TEXT` as option=TEXT, for doors that take files."""
+    words, rest = [], []
+    left = iter(arguments)
+    for argument in left:
+        if argument.lstrip("-") in options and argument.startswith("--"):
+            rest.append(f"{argument[2:]}={next(left, '')}")
+        elif (
+            argument.startswith("-") or re.match(r"[+~]?[\w./@]+=", argument) and "/" not in argument.partition("=")[0]
+        ):
+            rest.append(argument)
+        else:
+            words.append(argument)
+    quoted = ",".join(_quoted(word) for word in words)
+    return [*rest, *([f"{key}=[{quoted}]"] if words else [])]
+
+
+def _quoted(value: str) -> str:
+    """For Hydra's grammar. Backslashes count only before a quote; "${" would start an interpolation."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), value).replace("${", "\\${") + "'"
+
+
 def _register_sweeps() -> None:
     """Our own ways to run many. Hydra takes only what goes by the name of a package of plugins."""
     from hydra.core.plugins import Plugins
@@ -125,9 +148,7 @@ def _literal_text(argument: str) -> str:
     quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
     if key not in TEXT_KEYS or not equals or quoted or value == "null":
         return argument
-    # Backslashes count only before a quote; "${" would start an interpolation.
-    value = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), value).replace("${", "\\${")
-    return f"{key}='{value}'"
+    return f"{key}={_quoted(value)}"
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -33,6 +34,12 @@ def describe_environment(device: torch.device) -> dict:
         "command": " ".join(sys.argv),
         "launch": launch(),
     }
+
+
+def command_line() -> str:
+    """The command that this process was started with, as one would type it."""
+    _, *told = sys.orig_argv
+    return shlex.join(["python", *told])
 
 
 def launch() -> str | None:

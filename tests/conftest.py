@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -17,11 +18,14 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from ranks import Ranks
 
+from gptstar.configuration import run_door
 from gptstar.data.config import DataConfig
 from gptstar.data.tokenizer import TokenizerConfig
 from gptstar.training.config import TrainConfig, TrainerConfig
+from gptstar.training.loop import train
 from support import tiny_model, write_corpus
 
 # The same examples every time, however slow the machine.
@@ -39,6 +43,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def door(monkeypatch, tmp_path):
+    """Runs train.py's (or another) command line in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str, name="train", schema=TrainConfig, main=train):
+        GlobalHydra.instance().clear()
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+        run_door(name, schema, main)
+
+    yield call
+    GlobalHydra.instance().clear()
 
 
 @pytest.fixture

@@ -2,38 +2,22 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from gptstar.configuration import _literal_text, config_directory, preset, run_door
+from gptstar.configuration import _literal_text, config_directory, preset
 from gptstar.evaluation.command import EvaluateConfig
 from gptstar.generation.command import SampleConfig, sample
 from gptstar.model.describe import parameter_count
 from gptstar.training import loop
 from gptstar.training.config import TrainConfig
 from gptstar.training.loop import train
-
-
-@pytest.fixture
-def door(monkeypatch, tmp_path):
-    """Runs train.py's (or another) command line in this process, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str, name="train", schema=TrainConfig, main=train):
-        GlobalHydra.instance().clear()
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
-        run_door(name, schema, main)
-
-    yield call
-    GlobalHydra.instance().clear()
 
 
 def composed(door, *arguments) -> list[TrainConfig]:

@@ -48,7 +48,12 @@ class ProcessLauncher(Launcher):
             while waiting or active:
                 while waiting and len(active) < self.jobs and not self.stopping:
                     number, command = waiting.pop(0)
-                    console.print(f"\n[bold]run {number + 1} of {len(commands)}[/]: {_told(command)}", highlight=False)
+                    console.print(
+                        f"\nrun {number + 1} of {len(commands)}: {_told(command)}",
+                        markup=False,
+                        highlight=False,
+                        soft_wrap=True,
+                    )
                     active[number] = subprocess.Popen(command, env=self._environment(), preexec_fn=_end_with_parent)
                     self.running = list(active.values())
                 for number, process in list(active.items()):

@@ -64,7 +64,7 @@ class Job:
 
 
 class StudySweeper(Sweeper):
-    """See above; `reports` is kept for compare.py (parts of an ablation, sizes that a scaling law is tested on)."""
+    """See above; `reports` is kept for compare.py: the parts of an ablation, sizes that a scaling law is tested on."""
 
     def __init__(
         self,
@@ -100,16 +100,19 @@ class StudySweeper(Sweeper):
         done = len(jobs) - len(waiting)
         console = Console()
         there = f", {done} of them finished already" if done else ""
-        console.print(f"{len(self.variants)} variants x {len(self.seeds)} seeds: {len(jobs)} runs in {folder}{there}")
+        console.print(
+            f"{len(self.variants)} variants x {len(self.seeds)} seeds: {len(jobs)} runs in {folder}{there}",
+            soft_wrap=True,
+        )
         failed = []
         if waiting:
             for job, result in zip(waiting, self.launcher.launch([j.overrides for j in waiting], 0), strict=True):
                 if result.status is not JobStatus.COMPLETED:
                     failed.append(f"{job.name} ({_reason(result)})")
         if failed:
-            console.print(f"not finished: {', '.join(failed)}; the same command tries them again")
+            console.print(f"not finished: {', '.join(failed)}; the same command tries them again", soft_wrap=True)
             sys.exit(1)
-        console.print(f"\ntry next\n  python compare.py {shlex.quote(os.path.relpath(folder))}")
+        console.print(f"\ntry next\n  python compare.py {shlex.quote(os.path.relpath(folder))}", soft_wrap=True)
 
     def _check(self, arguments: list[str]) -> None:
         """Raises UserError for a study that cannot be run as it is written."""
@@ -139,7 +142,8 @@ class StudySweeper(Sweeper):
 
     def _jobs(self, arguments: list[str], folder: Path) -> list[Job]:
         """Seed by seed, all variants of each."""
-        told = [a for a in arguments if not a.startswith(("run_dir=", "resume=", "hydra.", "hydra/"))]
+        ours = ("run_dir=", "resume=", "hydra.", "hydra/")
+        told = [argument for argument in arguments if not argument.lstrip("+~").startswith(ours)]
         if not any(a.startswith("logger.group=") for a in told):
             told.append(f"logger.group={folder.name}")
         chosen = {name: value for name, value in self.variants.items() if not self.only or name in self.only}
