@@ -15,8 +15,8 @@ def reach(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray, targ
     """The x at which y first comes down to the target, None where it never does; its first x, if it starts there.
 
     Judged by the running minimum, since validations scatter and a curve that has been below the target could have
-    stopped there. Between two points y falls in a straight line over log x, as losses nearly do (power laws: half the
-    error of a straight line over x or less); over x where it is 0.
+    stopped there. Between two points y falls in a straight line over log x, which misses a power law by a
+    quarter of what a straight line over x does; over x where it is 0.
     """
     at, values = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     finite = np.isfinite(values)

@@ -11,8 +11,8 @@ from functools import lru_cache
 import numpy as np
 from scipy import optimize, special, stats
 
-Y_NODES, Y_END = 64, 9.0  # of the baseline's normal, beyond which 1e-19 are left
-S_NODES, S_TAIL = 100, 1e-13  # of the standard deviation's logarithm, and what is left at either end
+Y_NODES, Y_END = 48, 7.0  # of the baseline's normal, beyond which 3e-12 are left
+S_NODES, S_TAIL = 64, 1e-10  # of the standard deviation's logarithm, and what is left at either end
 
 
 def shares(variants: Sequence[int], baseline: int) -> tuple[float, ...]:
@@ -24,7 +24,7 @@ def exceedance(t: float, shares: tuple[float, ...], df: float) -> float:
     """Probability that any |t_i| exceeds t where no variant differs from the baseline: the p value of |t_i| = t.
 
     Given the baseline's mean y (in its standard errors) and the standard deviation's estimate s (in true ones) the t_i
-    are independent, so it is a double integral of a product, by Gauss and Legendre's quadrature: to 1e-12, or 1e-5 with
+    are independent, so it is a double integral of a product, by Gauss and Legendre's quadrature: to 1e-9, or 1e-5 with
     one or two degrees of freedom or a baseline with far fewer seeds than the variants.
     """
     if len(shares) == 1:
