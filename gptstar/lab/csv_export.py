@@ -50,8 +50,8 @@ def read_csv(
     if not charted and not ("run" in found and timed and measured):
         raise UserError(
             f"{path} has the columns {', '.join(names) or '(none)'}: needed are either run, step and validation_loss "
-            "(tokens, seed, variant, seconds, loss, bits_per_byte where known), or Step and 'RUN - validation_loss' for "
-            "each run, as wandb exports a chart"
+            "(tokens, seed, variant, seconds, loss, bits_per_byte where known), or Step and "
+            "'RUN - validation_loss' for each run, as wandb exports a chart"
         )
     try:
         if charted:

@@ -55,6 +55,12 @@ def default(key: str) -> Any:
     return _usual().get(key)
 
 
+def position(key: str) -> tuple[int, str]:
+    """Sorts settings as TrainConfig declares them, foreign ones behind them by name."""
+    ours = list(_usual())
+    return (ours.index(key) if key in ours else len(ours)), key
+
+
 def is_ours(config: dict) -> bool:
     """Whether it is the configuration of a run that train.py made."""
     return all(isinstance(config.get(section), dict) for section in ("model", "data", "tokenizer", "trainer"))

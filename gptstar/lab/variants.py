@@ -10,7 +10,7 @@ from itertools import combinations
 from typing import Any
 
 from gptstar.lab.runs import Run
-from gptstar.lab.settings import SAME_VARIANT, default, flat, under
+from gptstar.lab.settings import SAME_VARIANT, default, flat, position, under
 
 LONGEST = 3  # keys that are tried for a name, before all are put into it
 
@@ -69,7 +69,7 @@ def _told_apart(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]
     """For each configuration the fewest settings that no other one has, among those in which it differs from what is
     usual: what most have or, of values as frequent, the default. Nothing for one that is usual throughout.
     """
-    settings = list(dict.fromkeys(key for values in configs.values() for key in values))
+    settings = sorted({key for values in configs.values() for key in values}, key=position)
     unusual: dict[str, dict[str, Any]] = {key: {} for key in configs}
     for setting in settings:
         values = {key: values.get(setting) for key, values in configs.items()}
