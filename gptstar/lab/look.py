@@ -22,8 +22,8 @@ DASHES: tuple[tuple[float, ...], ...] = (
     (12, 2, 2, 2, 2, 2),
     (1.5, 3),
 )
-TOKENS = ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands"))
-SECONDS = ((86400, "days"), (3600, "hours"), (60, "minutes"))
+TOKENS = ((1e9, "billion"), (1e6, "million"), (1e3, "thousand"))
+SECONDS = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
 FLOPS = ((1e18, "exa"), (1e15, "peta"), (1e12, "tera"), (1e9, "giga"), (1e6, "mega"))
 
 
@@ -38,11 +38,16 @@ class Style:
 
 @dataclass(frozen=True)
 class Axis:
-    """What losses are drawn against: its name in a variant's curves, in words, and what a unit of it is divided by."""
+    """What losses are drawn against.
+
+    key      its name in a variant's curves; name: in words; label: with the unit
+    unit     behind a figure; divisor: what figures are divided by to be in it
+    """
 
     key: str
     name: str
     label: str
+    unit: str
     divisor: float
 
 
@@ -59,16 +64,14 @@ def styles(study: Study) -> dict[str, Style]:
 def axes(study: Study) -> list[Axis]:
     """Those that any variant has a curve on, in units that suit the longest."""
     found = []
-    for key, name, label, units in (
-        ("tokens", "tokens", "tokens ({})", TOKENS),
-        ("seconds", "time", "training time ({})", SECONDS),
-        ("flops", "FLOPs", "training compute ({}FLOPs)", FLOPS),
+    for key, name, label, unit, units in (
+        ("tokens", "tokens", "tokens ({}s)", "{} tokens", TOKENS),
+        ("seconds", "time", "training time ({})", "{}", SECONDS),
+        ("flops", "FLOPs", "training compute ({}FLOPs)", "{}FLOPs", FLOPS),
     ):
         curves = [variant.curves[key] for variant in study.variants if key in variant.curves]
         longest = max((x for curve in curves for x in curve.x), default=0)
         if longest > 0:
-            divisor, word = next(((size, word) for size, word in units if longest >= 2 * size), (1.0, ""))
-            if not word:
-                label = {"tokens": "tokens", "seconds": "training time (seconds)", "flops": "training FLOPs"}[key]
-            found.append(Axis(key, name, label.format(word), divisor))
+            divisor, word = next(((size, word) for size, word in units if longest >= 2 * size), units[-1])
+            found.append(Axis(key, name, label.format(word), unit.format(word), divisor))
     return found

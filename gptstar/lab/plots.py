@@ -114,7 +114,7 @@ def _effects(study: Study) -> Figure:
         panel.plot([low, high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
         panel.plot([effect.value], [place], marker=marker, color=colour, markersize=6)
         text = f"{interval_text(effect, 2, sign=True)}  {variant.word}"
-        above = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "va": "bottom", "fontsize": 8}
+        above: dict = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "va": "bottom", "fontsize": 8}
         paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}
         panel.annotate(text, (effect.value, place), color=colour, bbox=paper, **above)
     panel.set_yticks(range(len(shown)), names, fontsize=8)

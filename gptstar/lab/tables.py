@@ -73,9 +73,9 @@ def _verdicts(study: Study) -> Table:
         )
     header = ["variant", "seeds", "tokens", f"final loss ({study.unit})", "effect (%)", "p"]
     note = (
-        f"Mean over seeds on all of the held-out text, and the difference from {study.baseline} (below 0: better), with "
-        f"95% confidence intervals. {study.test.rstrip('.')}. Seeds still needed: how many more of each variant would show a "
-        "difference of 0.5%."
+        f"Mean over seeds on all of the held-out text, and difference from {study.baseline} (below 0: better), with "
+        f"95% confidence intervals. {study.test.rstrip('.')}. Seeds still needed: how many more of each variant would "
+        "show a difference of 0.5%."
     )
     return Table("Verdicts", note, [*header, "seeds still needed", "verdict"], rows)
 
@@ -121,8 +121,8 @@ def _equal(study: Study) -> Table | None:
         for variant in study.variants
     ]
     note = (
-        "Validation loss when every variant has had the time, or the FLOPs, that the cheapest needed for its whole run; "
-        "mean over seeds with 95% confidence intervals."
+        "Validation loss when every variant has had the time, or the FLOPs, that the cheapest needed for its whole "
+        "run; mean over seeds with 95% confidence intervals."
     )
     header = ["variant", f"at equal time ({study.unit})", f"at equal FLOPs ({study.unit})"]
     return Table("Loss at equal cost", note, header, rows)
@@ -147,8 +147,8 @@ def _speed(study: Study) -> Table | None:
         flops = UNKNOWN if variant.flops_per_token is None else _number(variant.flops_per_token / 1e6, 1)
         rows.append([variant.name, *cells[:4], parameters, flops, cells[4]])
     note = (
-        "Tokens a second of training. In turns: variants measured one after the other, again and again, on a machine as "
-        "it was, so that nothing else running there favours one."
+        "Tokens a second of training. In turns: variants measured one after the other, again and again, on a machine "
+        "as it was, so that nothing else running there favours one."
     )
     header = ["variant", "tokens/s", "ratio to baseline", "MFU (%)", "memory (GiB)", "parameters", "MFLOPs a token"]
     return Table("Speed and size", note, [*header, "measured"], rows)
@@ -180,7 +180,9 @@ def _share(share: float | None) -> str:
 
 def _runs(study: Study) -> Table:
     rows = [[variant.name, variant.why or UNKNOWN, ", ".join(variant.seeds)] for variant in study.variants]
-    return Table("Runs", "What each variant tries, and its runs.", ["variant", "what it tries", "runs"], rows, detail=True)
+    return Table(
+        "Runs", "What each variant tries, and its runs.", ["variant", "what it tries", "runs"], rows, detail=True
+    )
 
 
 def _difference(study: Study, variant: Variant) -> Table:

@@ -8,7 +8,9 @@ import numpy as np
 
 from gptstar.lab.study import Curve, Interval, Line, Part, Speed, Study, Variant
 
-ODD = "a <b>&amp;</b> </script><script>document.title='broken'</script> | `x` *y* $z$ \"q\" \u2028 GPT-127* déjà 模型 \\"
+ODD = (
+    "a <b>&amp;</b> </script><script>document.title='broken'</script> | `x` *y* $z$ \"q\" \u2028 GPT-127* déjà 模型 \\"
+)
 
 
 def curve(gain: float, factor: float, seeds: int, seed: int) -> Curve:
@@ -53,10 +55,14 @@ def variant(name: str, gain: float, word: str, seeds: int = 3, number: int = 0, 
         effect=None if baseline else effect,
         p=None if baseline or alone else 0.00004 if gain > 0.02 else 0.4321,
         word="baseline" if baseline else word,
-        verdict="" if baseline else f"{word[0].upper()}{word[1:]}: {100 * gain:.1f}% (p as in the table), Dunnett's test.",
+        verdict=""
+        if baseline
+        else f"{word[0].upper()}{word[1:]}: {100 * gain:.1f}% (p as in the table), Dunnett's test.",
         more_seeds=None if alone else 0 if gain > 0.02 else 4,
         to_reach={} if baseline else reach if gain > 0 else {"tokens": None, "time": None, "flops": None},
-        speed=Speed(Interval(2034.5 + number, 2001, 2068), Interval(1.0 + number / 10, 0.99, 1.2), 0.613, 1.25, not alone),
+        speed=Speed(
+            Interval(2034.5 + number, 2001, 2068), Interval(1.0 + number / 10, 0.99, 1.2), 0.613, 1.25, not alone
+        ),
         difference={} if baseline else {"model.position": ("learned", "alibi"), "optimizer.betas": ([0.9, 0.95], None)},
         curves=curves,
     )
@@ -104,7 +110,9 @@ def one_seed() -> Study:
 
 
 def alone() -> Study:
-    return five(variants=[variant("gpt2", 0.0, "baseline", 3, 0, True)], title="A run alone", excluded={}, notes=[], why="")
+    return five(
+        variants=[variant("gpt2", 0.0, "baseline", 3, 0, True)], title="A run alone", excluded={}, notes=[], why=""
+    )
 
 
 def many() -> Study:

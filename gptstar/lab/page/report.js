@@ -156,7 +156,7 @@
     }
 
     function drawAxes(a, b, low, high, sx, sy, { left, right, top, bottom, width, height }) {
-      const [rows, digits] = ticks(low, high, 6);
+      const [rows, digits] = ticks(low, high, height < 400 ? 6 : 8);
       for (const y of rows) {
         plot.append(
           make("line", { class: "grid", x1: left, x2: right, y1: sy(y), y2: sy(y) }),
@@ -223,7 +223,7 @@
       });
       find("where").textContent = x === null ? "At the end of each curve:" : `At ${position(x)}:`;
     }
-    const position = (x) => `${+(x / state.axis.divisor).toPrecision(4)} · ${state.axis.label}`;
+    const position = (x) => `${+(x / state.axis.divisor).toPrecision(4)} ${state.axis.unit}`;
     function reading({ x, mean, low, high }, where) {
       const [value, from, to] = [mean, low, high].map((ys) => (ys ? at(x, ys, where) : null));
       if (value === null) return "-";
