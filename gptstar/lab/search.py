@@ -1,9 +1,9 @@
 """python train.py -m experiment=search: many settings, the hopeless ones stopped early (gptstar/lab/trials.py).
 
 The space is configs/hydra/sweeper/search.yaml's, changed by sweeps on the command line; both are in Hydra's own words:
-KEY=a,b,c and KEY=range(1,8) are choices, KEY=interval(0.0,0.3) is a number between two (integers between integers),
-KEY=tag(log,interval(1e-4,1e-2)) one that is uniform in its logarithm. Whatever else the command line says holds for
-all trials. STUDY then has
+KEY=a,b,c and KEY=range(1,8) are choices, KEY=interval(0.0,0.3) is a number between two, KEY=int(interval(1,8)) an
+integer, KEY=tag(log,interval(1e-4,1e-2)) a number that is uniform in its logarithm. Whatever else the command line says
+holds for all trials. STUDY then has
 
 search.md, search.png, search.json   what was found, written anew after each trial
 trial-000, trial-001, ...            the runs; trial-000.log: what they said
