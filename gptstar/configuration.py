@@ -21,6 +21,7 @@ import hydra
 import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -30,6 +31,7 @@ from gptstar.data.config import MIXTURE
 from gptstar.data.corpora import CorpusConfig
 from gptstar.environment import launch, launches
 from gptstar.errors import UserError, complain
+from gptstar.lab.search import SearchSweeper
 from gptstar.model.config import ModelConfig
 
 EXIT_BAD_INPUT = 2
@@ -331,3 +333,5 @@ def _all_keys(schema: type, prefix: str = "") -> list[str]:
 # Here, so that jobs on other machines, which only import this, have them.
 OmegaConf.register_new_resolver("default_run_dir", _default_run_dir, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("sweep_name", _sweep_name, replace=True)
+# Hydra accepts a plugin only under such a name.
+Plugins.instance().class_name_to_class["hydra_plugins.gptstar.SearchSweeper"] = SearchSweeper
