@@ -60,13 +60,16 @@ class Setting:
 
 @dataclass(frozen=True)
 class Weights:
-    """Numbers of a device, of parameters: all, trained ones, those of the matrices in blocks, the largest block's."""
+    """Numbers of a device, of parameters: all, trained ones, those of the matrices in blocks, the largest block's; how
+    many such matrices, parts of fused ones counted each; bytes of an optimizer's moments.
+    """
 
     whole: int
     trained: int
     matrices: int
     trained_matrices: int
     block: int
+    n_matrix: int
     moments: float  # bytes
 
 
@@ -76,7 +79,12 @@ def weights(config: ModelConfig, how: Setting) -> Weights:
         model = GPT(config)
     if how.trainable == "adapters":
         freeze_all_but_adapters(model)
-    linear = {id(m.weight) for m in model.modules() if isinstance(m, (FusedLinear, Linear))}
+    linear = {
+        id(m.weight): len(m.parts) if isinstance(m, FusedLinear) else 1
+        for m in model.modules()
+        if isinstance(m, (FusedLinear, Linear))
+    }
+    n_matrix = sum(linear.values())
     whole = trained = matrices = trained_matrices = 0
     blocks: dict[str, int] = {}
     moments = 0.0
@@ -93,7 +101,7 @@ def weights(config: ModelConfig, how: Setting) -> Weights:
             trained += own
             trained_matrices += own * matrix
             moments += MOMENTS[how.optimizer](parameter, matrix) / part
-    return Weights(whole, trained, matrices, trained_matrices, max(blocks.values()), moments)
+    return Weights(whole, trained, matrices, trained_matrices, max(blocks.values()), n_matrix, moments)
 
 
 def _is_cut(name: str) -> bool:
