@@ -52,4 +52,9 @@ try next
   {python} train.py model=gpt2_3m trainer.sequence_length=256"""
         )
 
-    run_door("train", TrainConfig, main)
+    if any(argument.startswith("plan=") for argument in sys.argv[1:]):
+        from gptstar.plan import plan_or_train
+
+        plan_or_train(main)
+    else:
+        run_door("train", TrainConfig, main)

@@ -1,0 +1,178 @@
+"""What a training run needs to know of a machine: how fast it multiplies, reads and talks, how much it holds and costs.
+
+configs/hardware/*.yaml are such machines; `this` is the one that asks, measured when it is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+
+from gptstar.environment import cpu_name
+from gptstar.errors import UserError
+from gptstar.training.throughput import CUDA_PEAKS, measure_bandwidth, measure_matmul_peak
+
+
+@dataclass
+class Efficiency:
+    """Shares of the hardware's figures that real kernels reach; null: the default of the kind of device.
+
+    matmul     of the peak, matrix products
+    attention  of the peak, a fused attention kernel (its FLOPs as it runs them: backward it makes the scores again)
+    memory     of the bandwidth, kernels that only move numbers
+    link       of the link's bandwidth, collective communication
+    overlap    of the gradients' communication that hides behind the backward pass
+    """
+
+    matmul: float | None = None
+    attention: float | None = None
+    memory: float | None = None
+    link: float | None = None
+    overlap: float | None = None
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value is not None and not 0 <= value <= 1 or value == 0 and each.name != "overlap":
+                raise ValueError(f"hardware.efficiency.{each.name}={value} must lie in (0, 1]")
+
+    def over(self, usual: Efficiency) -> Efficiency:
+        """These, and the usual ones where they say nothing."""
+        return Efficiency(
+            **{
+                each.name: getattr(usual, each.name) if getattr(self, each.name) is None else getattr(self, each.name)
+                for each in fields(self)
+            }
+        )
+
+
+# One set for every GPU, for physical reasons. A data sheet's peak is at boost clock without a power limit, and matrices
+# about 1000 wide leave part of the last wave of tiles idle: 0.6. Fused attention waits for its exponentials and has
+# tiles the mask cuts through: 0.35 (FlashAttention-2 forward and backward at 512 to 1024 tokens, arXiv:2307.08691,
+# figure 5). A kernel that only moves numbers reaches 0.85 of the memory's bandwidth. Rings between GPUs reach 0.6 of a
+# link's rate, and the last bucket of gradients, with the first layer's, has no backward pass to hide behind: 0.8.
+GPU = Efficiency(matmul=0.6, attention=0.35, memory=0.85, link=0.6, overlap=0.8)
+# A CPU's peak and bandwidth are measured, so they are what is reached. Attention: 0.33 to 0.41 of the peak forward and
+# backward, for heads of 48 to 128 channels, with a bias or without (one core of an EPYC with AVX-512, 2026-11-21).
+CPU = Efficiency(matmul=1.0, attention=0.35, memory=1.0, link=0.6, overlap=0.8)
+
+
+@dataclass
+class Hardware:
+    """A machine, or several alike.
+
+    device       cuda or cpu
+    devices      how many train together
+    chip         its name in `gptstar.training.throughput.CUDA_PEAKS`, which has the peak of the precisions in `half`
+    half         16-bit precisions it has matrix units for
+    peaks        FLOP/s of matrix products in other precisions (fp32: as TF32 where there is that), or measured
+    memory_gib   of a device; bandwidth: bytes a second that are read and written
+    link         bytes a second that a device sends to another (and receives at the same time)
+    functions    exponentials a second, where they can be the limit; null: they are not
+    price        of a device an hour, in `currency`; null: unknown. watts: of a device under load
+    efficiency   shares of these figures that kernels reach
+    source       where the figures are from
+    """
+
+    name: str = "this"
+    device: str = "cuda"
+    devices: int = 1
+    chip: str = ""
+    half: list[str] = field(default_factory=list)
+    peaks: dict[str, float] = field(default_factory=dict)
+    memory_gib: float = 0.0
+    bandwidth: float = 0.0
+    link: float = 0.0
+    functions: float | None = None
+    price: float | None = None
+    currency: str = "USD"
+    watts: float | None = None
+    efficiency: Efficiency = field(default_factory=Efficiency)
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.device not in ("cuda", "cpu"):
+            raise ValueError(f"hardware.device={self.device!r} is unknown: choose cuda or cpu")
+        if self.chip and self.chip not in CUDA_PEAKS:
+            raise ValueError(f"hardware.chip={self.chip!r} is unknown: choose one of {', '.join(CUDA_PEAKS)}")
+        for key in ("devices", "price", "watts", "functions"):
+            value = getattr(self, key)
+            if value is not None and value <= 0:
+                raise ValueError(f"hardware.{key}={value} must be above 0")
+
+    def peak(self, precision: str) -> float:
+        """FLOP/s of a device's matrix products. Raises UserError for a precision it has none of."""
+        if precision in self.peaks:
+            return self.peaks[precision]
+        if precision in self.half and self.chip:
+            return CUDA_PEAKS[self.chip]
+        known = ", ".join([*self.peaks, *self.half])
+        raise UserError(
+            f"trainer.precision={precision}: hardware={self.name} has no peak for it: choose one of {known}, or set "
+            f"+hardware.peaks.{precision}=..."
+        )
+
+    def precision(self, wanted: str) -> str:
+        """What trainer.precision=auto is there (`gptstar.device.pick_precision`)."""
+        if wanted != "auto":
+            return wanted
+        if self.device == "cpu":
+            return "fp32"
+        return "bf16" if "bf16" in self.half else "fp16"
+
+    @property
+    def memory(self) -> float:
+        """Bytes of a device."""
+        return self.memory_gib * 2**30
+
+    @property
+    def shares(self) -> Efficiency:
+        """The efficiencies, none of them null."""
+        return self.efficiency.over(GPU if self.device == "cuda" else CPU)
+
+
+def measured(hardware: Hardware, precisions: tuple[str, ...] = ("fp32",)) -> Hardware:
+    """`this`, with what it lacks measured now, in a few seconds; any other machine as it is.
+
+    precisions: those that a peak is wanted for.
+    """
+    if hardware.name != "this":
+        return hardware
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "cpu")
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    size, repeats = (8192, 10) if cuda else (1536, 4)
+    peaks = {
+        precision: measure_matmul_peak(device, size, repeats, dtypes[precision])
+        for precision in precisions
+        if precision not in hardware.peaks
+    }
+    half = ["fp16", "bf16"] if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else ["fp16"]
+    memory = torch.cuda.get_device_properties(device).total_memory if cuda else _main_memory()
+    return replace(
+        hardware,
+        device=device.type,
+        half=half if cuda else [],
+        peaks={**peaks, **hardware.peaks},
+        memory_gib=hardware.memory_gib or memory / 2**30,
+        bandwidth=hardware.bandwidth or measure_bandwidth(device, n_byte=2**27),
+        functions=hardware.functions or (None if cuda else measure_functions()),
+        source=f"measured on {torch.cuda.get_device_name(device) if cuda else cpu_name()}",
+    )
+
+
+def measure_functions(rows: int = 1024, width: int = 4096, repeats: int = 5) -> float:
+    """Exponentials a second on this CPU: softmax of rows that stay in a core's cache."""
+    x, best = torch.randn(rows, width), float("inf")
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        x.softmax(-1)
+        best = min(best, time.perf_counter() - start)
+    return x.numel() / best
+
+
+def _main_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

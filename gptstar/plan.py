@@ -1,0 +1,125 @@
+"""train.py plan=true: what a run would take on a machine, before anything runs; after a run, beside what it took."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from gptstar.configuration import EXIT_BAD_INPUT, config_directory, run_door
+from gptstar.errors import UserError, complain
+from gptstar.files import replace_text
+from gptstar.lab.hardware import Hardware, measured
+from gptstar.lab.plan import Plan, plan
+from gptstar.lab.plan_text import Sheet, markdown, show
+from gptstar.pretrained.native import find_run
+from gptstar.training.config import TrainConfig
+from gptstar.training.metrics import read_metrics
+
+
+@dataclass
+class PlanConfig(TrainConfig):
+    """A run and the machine it is planned for; none of this goes into a run's own configuration.
+
+    mfu     assumed share of the peak, instead of the roofline's
+    output  a folder for plan.md and plan.json
+    """
+
+    hardware: Hardware = field(default_factory=Hardware)
+    mfu: float | None = None
+    output: str | None = None
+
+
+def plan_or_train(main: Callable[[TrainConfig], None]) -> None:
+    """What a command line with plan=... asks for; main: what trains."""
+    try:
+        arguments = plan_arguments(sys.argv[1:])
+    except UserError as error:
+        complain(error)
+        sys.exit(EXIT_BAD_INPUT)
+    if arguments is None:
+        sys.argv[1:] = [argument for argument in sys.argv[1:] if not argument.startswith("plan=")]
+        run_door("train", TrainConfig, main)
+    else:
+        sys.argv[1:] = arguments
+        run_door("train", PlanConfig, show_plan)
+
+
+def plan_arguments(arguments: Sequence[str]) -> list[str] | None:
+    """The command line of a plan as Hydra is to see it; None for plan=false. Raises UserError for a sweep."""
+    said = [argument for argument in arguments if argument.startswith("plan=")]
+    kept = [argument for argument in arguments if argument not in said]
+    value = said[-1].partition("=")[2].lower()
+    if value not in ("true", "false"):
+        raise UserError(f"{said[-1]} is neither plan=true nor plan=false: choose one of them")
+    if value == "false":
+        return None
+    if {"-m", "--multirun"} & {*arguments}:
+        raise UserError("plan=true plans one run: leave -m out, and plan each run of the sweep by itself")
+    kept = ["+" + argument if argument.startswith("hardware=") else argument for argument in kept]
+    return [*kept, "hydra.run.dir=."]  # nothing is run, so no folder is made
+
+
+def load_hardware(name: str, **changes: Any) -> Hardware:
+    """The machine of configs/hardware/NAME.yaml, with some fields changed. UserError for an unknown name."""
+    folder = config_directory() / "hardware"
+    if not (folder / f"{name}.yaml").is_file():
+        known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+        raise UserError(f"hardware={name} is unknown: choose one of {known}")
+    own = OmegaConf.load(folder / f"{name}.yaml")
+    bases = [base for base in own.pop("defaults", []) if base != "_self_"]
+    parts = [OmegaConf.load(folder / f"{base}.yaml") for base in bases]
+    made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Hardware), *parts, own, changes))
+    assert isinstance(made, Hardware)
+    return made
+
+
+def show_plan(config: PlanConfig, console: Console | None = None) -> Plan:
+    """Prints it, and writes what `output` asks for. Raises UserError for what cannot be planned."""
+    run = find_run(config.resume) if config.resume else None
+    training = TrainConfig(**{each.name: getattr(config, each.name) for each in fields(TrainConfig)})
+    hardware = config.hardware
+    wanted = [hardware.precision(config.trainer.precision)]
+    if config.optimizer.name == "muon":
+        wanted.append("bf16")
+    hardware = measured(hardware, tuple(dict.fromkeys(wanted)))
+    found = plan(training, hardware, mfu=config.mfu)
+    more = [] if run is None else [beside(found, read_metrics(run / "metrics.jsonl"), str(run))]
+    show(found, console or Console(), more)
+    if config.output:
+        folder = Path(config.output).expanduser()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            replace_text(folder / "plan.md", markdown(found, more))
+            found.write(folder / "plan.json")
+        except OSError as error:
+            raise UserError(f"output={folder} cannot be written ({error.strerror or error}): choose another") from error
+    return found
+
+
+def beside(planned: Plan, lines: list[dict], run: str) -> Sheet:
+    """Measured of a run, medians over its steps but the first ones, beside what was planned. UserError without steps."""
+    steps = [line for line in lines if "seconds" in line and line.get("tokens_per_second")]
+    if not steps:
+        raise UserError(f"resume={run} has no steps in metrics.jsonl: plan without resume=, or train it first")
+    settled = steps[min(3, len(steps) - 1) :]
+    rate = statistics.median(line["tokens_per_second"] for line in settled)
+    seconds = sum(line["seconds"] for line in steps)
+    tokens = steps[-1]["tokens"]
+    rows = [
+        ("tokens/s", planned.tokens_per_second, rate, "{:,.0f}"),
+        (f"hours for {tokens:,} tokens", tokens / planned.tokens_per_second / 3600, seconds / 3600, "{:,.3g}"),
+        ("memory, GiB", planned.needed / 2**30, max(line.get("memory_gib") or 0.0 for line in steps), "{:,.2f}"),
+    ]
+    if known := [line["mfu"] for line in settled if line.get("mfu")]:
+        rows.insert(1, ("MFU", planned.mfu, statistics.median(known), "{:.1%}"))
+    table = [
+        (name, form.format(a), form.format(b), f"{b / a:.2f}" if a else "") for name, a, b, form in rows
+    ]
+    return Sheet(f"measured in {run}", ("", "planned", "measured", "measured / planned"), table)
