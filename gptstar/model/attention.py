@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -11,6 +11,7 @@ from gptstar.model.cache import KeyValueCache
 from gptstar.model.config import ModelConfig
 from gptstar.model.kernel_choice import KERNELS, pick_kernel
 from gptstar.model.kernels import Kernel, View
+from gptstar.model.mix import Mix
 from gptstar.model.norms import build_norm
 from gptstar.model.projections import FusedLinear, Linear
 
@@ -23,6 +24,8 @@ class Sight:
     turning: what turns queries and keys, (B, H, T, D), or None.
     position: of each token, (T,) or (B, T). slot: where it stands among the S = n_key tokens that there are with those
     read before, left padding counted, the same shape.
+    first_value: where model.value_residual wants them, the first layer's values of these tokens, one (B, K, T, D): that
+    layer puts them in, the others find them.
     """
 
     kernel: Kernel
@@ -31,6 +34,7 @@ class Sight:
     slot: Tensor
     n_key: int
     padding_B: Tensor | None
+    first_value: list[Tensor] = field(default_factory=list)
 
 
 def make_sight(view: View, choice: str = "auto") -> Sight:
@@ -63,6 +67,9 @@ class AttentionCore(nn.Module):
         # QK-norm (Henry et al., arXiv:2010.04245): each head's queries and keys normalised before they are compared.
         self.query_norm = build_norm(config.norm, config.head_size, config.norm_eps) if config.qk_norm else None
         self.key_norm = build_norm(config.norm, config.head_size, config.norm_eps) if config.qk_norm else None
+        # The plain form of the paper (half and half) to start with, then its learned one, a pair of numbers a layer.
+        self.value_mix = Mix(0.5, 0.5) if config.value_residual and layer else None
+        self.gives_value = config.value_residual and not layer
 
     def attend(self, qkv: Tensor, sight: Sight, cache: KeyValueCache | None) -> Tensor:
         """(B, T, (H + 2K) * D), queries then keys then values, -> (B, T, H * D)."""
@@ -72,6 +79,10 @@ class AttentionCore(nn.Module):
             q, k = self.query_norm(q), self.key_norm(k)
         if sight.turning is not None:
             q, k = sight.turning(q), sight.turning(k)
+        if self.value_mix is not None:
+            v = self.value_mix(v, sight.first_value[0])
+        elif self.gives_value:
+            sight.first_value.append(v)
         if cache is not None:
             k, v = cache.append(self.layer, "key", k), cache.append(self.layer, "value", v)
         y_BHTD = sight.kernel(q, k, v)

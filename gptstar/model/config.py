@@ -20,6 +20,10 @@ class ModelConfig:
                  gmlp, amlp       no attention, or one tiny head of it: a matrix mixes tokens (`gmlp.py`)
     norm         layernorm, layernorm_nobias or rmsnorm (`norms.py`), everywhere
     sandwich_norm  one more norm after each sublayer; embedding_norm  one after the embedding (BLOOM)
+    embedding_shortcut  from the second layer on, a layer reads a * x + b * (what the first one read), a and b learned, 1
+                 and 0 at the start (Jordan et al., modded-nanogpt, https://github.com/KellerJordan/modded-nanogpt)
+    zero_init_residual  matrices that write into the stream start at 0, so the model starts as its embedding and head
+                 (Zhang et al., "Fixup", arXiv:1901.09321)
     context      tokens a training sequence has; a hard limit with learned positions and in gmlp, amlp
     adapter_width  bottleneck adapters of so many channels on every sublayer's output (`adapters.py`); 0: none
     init_std     standard deviation of all weights at the start (`initialization.py`)
@@ -37,6 +41,8 @@ class ModelConfig:
     windows      one a layer, repeated from its start: how many positions a query sees, itself included; 0: all;
                  [0, 256] is GPT-Neo's alternation
     qk_norm      each head's queries and keys are normalised
+    value_residual  from the second layer on, values are a * own + b * the first layer's of the same token, a and b
+                 learned, 1/2 each at the start (Zhou et al., "Value Residual Learning", arXiv:2410.17897)
     score_scale  what scores are multiplied by; 0: 1/sqrt(d_head). GPT-Neo: 1
     score_softcap  scores become cap * tanh(scores / cap) (Gemma 2, arXiv:2408.00118)
     query_key_value_bias, attention_output_bias  whether those layers have a bias
@@ -69,6 +75,8 @@ class ModelConfig:
     norm: str = "layernorm"
     sandwich_norm: bool = False
     embedding_norm: bool = False
+    embedding_shortcut: bool = False
+    zero_init_residual: bool = False
     adapter_width: int = 0
     layer_positions: list[str] = field(default_factory=list)
     rotary_fraction: float = 1.0
@@ -77,6 +85,7 @@ class ModelConfig:
     n_kv_head: int = 0
     windows: list[int] = field(default_factory=list)
     qk_norm: bool = False
+    value_residual: bool = False
     score_scale: float = 0.0
     score_softcap: float = 0.0
     query_key_value_bias: bool = True

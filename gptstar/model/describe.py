@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gptstar.model.block import Block
 from gptstar.model.choices import BLOCKS, longest
 from gptstar.model.config import ModelConfig
+from gptstar.model.initialization import residual_scale
 from gptstar.model.positions import alibi_slopes
 from gptstar.model.projections import FusedLinear
 from gptstar.model.transformer import GPT
@@ -62,7 +63,8 @@ def components(config: ModelConfig, n_token: int) -> list[Component]:
         row.parameters += parameters
         row.flops += flops
 
-    std, additions = config.init_std, config.n_layer * BLOCKS[config.block].residual_additions
+    std = config.init_std
+    written = std * residual_scale(config, BLOCKS[config.block].residual_additions)
     for path, module in model.named_modules():
         for name, parameter, part in _parts(path, module):
             matrix = part.ndim == 2 and not name.startswith(("embedding", "position", "head"))
@@ -72,7 +74,7 @@ def components(config: ModelConfig, n_token: int) -> list[Component]:
             elif id(parameter) in owned:
                 init = "its own"
             else:
-                init = f"{std / additions**0.5 if id(parameter) in residual else std:.3g}"
+                init = f"{written if id(parameter) in residual else std:.3g}"
             add(_component(name), part.numel(), 2 * applied, init)
         if isinstance(module, Block):
             mixing = BLOCKS[config.block].mixing_flops(config, n_token)

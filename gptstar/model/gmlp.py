@@ -84,12 +84,17 @@ class GatedMLPBlock(Block):
 
     @staticmethod
     def check(config: ModelConfig) -> None:
-        """Positions that only attention would use are refused: nothing would read them."""
+        """What only attention would use is refused: nothing would read it."""
         unused = {"rotary", "alibi", "alibi_learned", "relative"} & {*config.schemes}
         if unused:
             raise ValueError(
                 f"model.position={min(unused)!r} has no effect with model.block='gmlp', which has no attention: "
                 "choose none, learned or sinusoidal"
+            )
+        if config.value_residual:
+            raise ValueError(
+                "model.value_residual=true has no effect with model.block='gmlp', which has no attention and no values: "
+                "set it to false, or choose amlp or a block of attention"
             )
 
     @staticmethod

@@ -6,10 +6,11 @@ embeddings, every matrix           normal(0, init_std)
 matrices that write into the       normal(0, init_std / sqrt(additions)), additions = how many times a forward
   residual stream                  pass adds to the stream: 2 a layer for sequential blocks (GPT-2, Radford et
                                    al., 2019), 1 a layer for parallel ones (GPT*)
+  the same, zero_init_residual     0 (Fixup, Zhang et al., arXiv:1901.09321)
 biases                             0
 norm weights                       1
-what a module's `initialize_own`   learned slopes (`positions.py`), gates (`gmlp.py`), adapters (`adapters.py`)
-  fills
+what a module's `initialize_own`   learned slopes (`positions.py`), gates (`gmlp.py`), adapters (`adapters.py`),
+  fills                            weights of shortcuts (`mix.py`)
 """
 
 from __future__ import annotations
@@ -19,6 +20,11 @@ from torch import nn
 
 from gptstar.model.block import Block
 from gptstar.model.config import ModelConfig
+
+
+def residual_scale(config: ModelConfig, additions: int) -> float:
+    """What a matrix that writes into the stream is scaled by; additions: to the stream, a layer."""
+    return 0.0 if config.zero_init_residual else (config.n_layer * additions) ** -0.5
 
 
 @torch.no_grad()
@@ -35,7 +41,7 @@ def initialize(model: nn.Module, config: ModelConfig) -> None:
     for module in model.modules():
         if isinstance(module, Block):
             for weight in module.residual_outputs():
-                weight.mul_((config.n_layer * module.residual_additions) ** -0.5)
+                weight.mul_(residual_scale(config, module.residual_additions))
         own = getattr(module, "initialize_own", None)
         if callable(own):
             own()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -15,6 +16,7 @@ from gptstar.model.config import ModelConfig
 from gptstar.model.initialization import initialize
 from gptstar.model.kernels import Case, View
 from gptstar.model.loss import linear_cross_entropy, softcapped
+from gptstar.model.mix import Mix
 from gptstar.model.norms import build_norm
 from gptstar.model.positions import SCHEMES, NoPosition
 from gptstar.model.projections import TokenTable, load_fused_parts
@@ -35,6 +37,8 @@ class GPT(nn.Module):
         # One object a scheme, shared by the layers that use it.
         self.position = nn.ModuleDict({scheme: SCHEMES[scheme](config) for scheme in dict.fromkeys(config.schemes)})
         self.blocks = nn.ModuleList(BLOCKS[config.block](config, layer) for layer in range(config.n_layer))
+        shortened = range(1, config.n_layer) if config.embedding_shortcut else ()
+        self.shortcut = nn.ModuleDict({str(layer): Mix(1.0, 0.0) for layer in shortened})
         self.norm = build_norm(config.norm, config.d_model, config.norm_eps)
         self.head = None if config.tie_head else TokenTable(rows, config.d_model)
         self.head_bias = nn.Parameter(torch.empty(rows)) if config.head_bias else None
@@ -105,16 +109,40 @@ class GPT(nn.Module):
         for scheme in self._schemes().values():
             x_BTC = scheme.embed(x_BTC, position)
         x_BTC = self.embedding_norm(x_BTC)
+        embedding_BTC = x_BTC if self.config.embedding_shortcut else None
+        value_BKTD: Tensor | None = None
         recomputed = self.recomputed if torch.is_grad_enabled() and cache is None else 0
         for layer, sight in enumerate(self._sights(x_BTC, slot, n_key, padding_B, cache, document_BT)):
-            block = self.blocks[layer]
+            below = (layer, x_BTC, embedding_BTC, value_BKTD, sight, cache)
             if layer < recomputed:  # Chen et al., arXiv:1604.06174
-                x_BTC = checkpoint(block, x_BTC, sight, cache, use_reentrant=False, preserve_rng_state=False)
+                x_BTC, value_BKTD = checkpoint(self._layer, *below, use_reentrant=False, preserve_rng_state=False)
             else:
-                x_BTC = block(x_BTC, sight, cache)
+                x_BTC, value_BKTD = self._layer(*below)
         if cache is not None:
             cache.advance(n_token)
         return self.norm(x_BTC)
+
+    def _layer(
+        self,
+        layer: int,
+        x_BTC: Tensor,
+        embedding_BTC: Tensor | None,
+        value_BKTD: Tensor | None,
+        sight: Sight,
+        cache: KeyValueCache | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """One layer, with what reaches it past those between: what the first one read, and its values.
+
+        The layer's output and these values, which are None until the first layer has run, and without value_residual.
+        They come and go as arguments, so that a layer that is recomputed gets the tensors it had.
+        """
+        if embedding_BTC is not None and layer:
+            x_BTC = self.shortcut[str(layer)](x_BTC, embedding_BTC)
+        if not self.config.value_residual:
+            return self.blocks[layer](x_BTC, sight, cache), None
+        found = [] if value_BKTD is None else [value_BKTD]
+        x_BTC = self.blocks[layer](x_BTC, replace(sight, first_value=found), cache)
+        return x_BTC, found[0]
 
     def _check_length(self, n_token: int, padding_B: Tensor | None) -> None:
         limit = self.longest

@@ -139,6 +139,7 @@ def _written_out(config: ModelConfig) -> ModelConfig:
         position="none",
         score_scale=config.score_scale or config.head_size**-0.5,
         init_std=usual.init_std,
+        zero_init_residual=usual.zero_init_residual,
         rotary_fraction=config.rotary_fraction if rotary else usual.rotary_fraction,
         rotary_base=config.rotary_base if rotary else usual.rotary_base,
         rotary_interleaved=config.rotary_interleaved and rotary,

@@ -154,8 +154,8 @@ def cut_blocks(model: GPT, mesh: DeviceMesh) -> None:
                 block.set_submodule(path, RowParallel(module, mesh))
             elif isinstance(module, AttentionCore):
                 module.widths = [width // n for width in module.widths]
-                for norm in (module.query_norm, module.key_norm):
-                    for parameter in norm.parameters() if norm is not None else ():
+                for shared in (module.query_norm, module.key_norm, module.value_mix):
+                    for parameter in shared.parameters() if shared is not None else ():
                         # All heads share it, and each rank has seen its own only.
                         parameter.register_hook(lambda gradient: summed(gradient, mesh))
         if isinstance(block, SharedParallelBlock):

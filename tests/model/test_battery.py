@@ -64,10 +64,13 @@ def configurations(draw) -> ModelConfig:
         norm=draw(st.sampled_from(sorted(NORMS))),
         sandwich_norm=draw(flag),
         embedding_norm=draw(flag),
+        embedding_shortcut=draw(flag),
+        zero_init_residual=draw(flag),
         rotary_fraction=draw(st.sampled_from([0.5, 1.0])),
         rotary_interleaved=draw(flag),
         windows=draw(st.lists(st.sampled_from([0, 1, 4]), max_size=2)),
         qk_norm=draw(flag),
+        value_residual=block != "gmlp" and draw(flag),
         score_scale=draw(st.sampled_from([0.0, 1.0])),
         score_softcap=draw(st.sampled_from([0.0, 5.0])),
         query_key_value_bias=draw(flag),
@@ -195,9 +198,11 @@ def formula(config: ModelConfig) -> int:
     layer += norm * c * (1 if one_norm else 2) * (2 if config.sandwich_norm else 1)
     if config.adapter_width:
         layer += (2 * c * config.adapter_width + config.adapter_width + c) * (1 if mlp else 2)
+    mixes = config.embedding_shortcut + config.value_residual
     rows = config.padded_vocab_size
     total = rows * c * (1 if config.tie_head else 2) + rows * config.head_bias
     total += norm * c * (2 if config.embedding_norm else 1) + config.n_layer * layer
+    total += 2 * mixes * (config.n_layer - 1)
     used = set(config.schemes)
     total += config.context * c * ("learned" in used) + config.n_head * ("alibi_learned" in used)
     return total + 32 * config.n_head * ("relative" in used)

@@ -65,6 +65,12 @@ def test_init_scales_are_those_of_a_built_model(block):
             assert state[names[0]].std().item() == pytest.approx(float(row.init), rel=0.1), row.name
 
 
+def test_a_stream_that_starts_with_zeros_is_said_to():
+    found = {row.name: row.init for row in components(tiny_model(zero_init_residual=True, value_residual=True), 16)}
+    assert found["blocks.*.attention.output"] == found["blocks.*.feedforward.down"] == "0"
+    assert found["blocks.*.attention.value"] == "0.02" and found["blocks.*.attention.value_mix"] == "its own"
+
+
 def test_a_frozen_parameter_costs_no_gradient():
     config = tiny_model()
     assert flops_per_token(config, 8) - flops_per_token(config, 8, n_frozen=100) == 200

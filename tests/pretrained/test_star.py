@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import gptstar
+from gptstar.configuration import preset
 from gptstar.data.tokenizer import TokenizerConfig, train_tokenizer
 from gptstar.errors import UserError
 from gptstar.pretrained import transformers_folder
@@ -35,6 +37,7 @@ def make(**changes):
         dict(block="gmlp", position="none", dtype=torch.float64),
         dict(block="amlp", adapter_width=4, activation="geglu", tie_head=False, pad_vocab_to=64, dtype=torch.bfloat16),
         dict(n_kv_head=1, attention_output_bias=False, layer_positions=["alibi_learned", "relative"], windows=[0, 3]),
+        dict(value_residual=True, embedding_shortcut=True, n_layer=3),
         dict(block="sequential", position="learned", d_head=0, n_head=4),  # GPT-2's: the token comes back there too
     ],
 )
@@ -51,6 +54,13 @@ def test_import_export_import_is_bit_exact(changes, tmp_path):
     assert (tokenizer.eot_token, tokenizer.eot_id) == (TOKENIZER.eot_token, TOKENIZER.eot_id)
     for file in (tmp_path / "one").iterdir():
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes(), file.name
+
+
+def test_how_a_model_began_does_not_decide_whose_layout_it_gets_but_what_it_computes_does():
+    gpt2 = preset("gpt2_small")
+    assert transformers_folder.family_of(replace(gpt2, zero_init_residual=True)).model_type == "gpt2"
+    for idea in ("value_residual", "embedding_shortcut"):
+        assert transformers_folder.family_of(replace(gpt2, **{idea: True})).model_type == "gptstar"
 
 
 def test_the_configuration_comes_back_whole(tmp_path):

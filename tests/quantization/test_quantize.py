@@ -26,6 +26,7 @@ SHAPES = {
         n_kv_head=2,
     ),
     "adapted": dict(block="parallel_shared", position="alibi", adapter_width=8),
+    "shortcuts": dict(block="parallel_shared", position="alibi", value_residual=True, embedding_shortcut=True),
     "gmlp": dict(block="gmlp", position="none"),
 }
 

@@ -72,6 +72,21 @@ def test_half_precision_in_shards_is_half_precision_on_one_device(ranks, train_c
     same_curve(one.run_dir, config.run_dir, 5e-3)
 
 
+@pytest.mark.parametrize(("parallel", "n", "options"), [("ddp", 2, {}), ("fsdp", 4, {"recompute": 2})])
+def test_what_passes_layers_by_passes_ranks_too(ranks, train_config, parallel, n, options):
+    """Pairs of weights, fewer numbers than some ranks there are, and values with gradients from several layers."""
+    model = tiny_model(n_layer=3, value_residual=True, embedding_shortcut=True, zero_init_residual=True)
+    one = dataclasses.replace(train_config, model=model)
+    train(one)
+    config = changed(one, "many", parallel=parallel, **options)
+    assert ranks().train(config, n)[0].final
+    same_curve(one.run_dir, config.run_dir)
+    found, expected = (gptstar.load(c.run_dir)[0] for c in (config, one))
+    for (name, a), b in zip(found.named_parameters(), expected.parameters(), strict=True):
+        assert (a - b).abs().max() < 2e-3, name
+    assert expected.shortcut["1"].weight.tolist() != [1, 0] and found.blocks[1].attention.value_mix.weight.requires_grad
+
+
 def test_a_run_goes_on_with_another_number_of_ranks_and_another_layout(ranks, train_config):
     train(changed(train_config, "undisturbed", max_steps=16, checkpoint_every=4))
     run = changed(train_config, "moved", checkpoint_every=4)

@@ -45,6 +45,7 @@ def same_moments(found: Path, expected: Path) -> None:
 
 
 NEOX = {"block": "parallel", "position": "rotary", "query_key_value_bias": False}
+SHORTCUTS = {"value_residual": True, "embedding_shortcut": True, "n_layer": 3, "n_kv_head": 2}
 LLAMA = {"block": "sequential", "position": "rotary", "norm": "rmsnorm", "activation": "swiglu", "n_kv_head": 2}
 
 
@@ -54,6 +55,7 @@ LLAMA = {"block": "sequential", "position": "rotary", "norm": "rmsnorm", "activa
         (2, {}, {"microbatch": 2, "profile": True}),
         (4, {}, {"microbatch": 1}),
         (2, NEOX, {"recompute": 1}),
+        (2, SHORTCUTS, {"recompute": 2}),
         (2, LLAMA | {"qk_norm": True, "feedforward_bias": False, "tie_head": False}, {}),
         (4, LLAMA | {"block": "parallel_shared", "activation": "geglu", "sandwich_norm": True}, {}),
     ],
