@@ -75,10 +75,22 @@ def _summary(console: Console, model: ModelConfig, n_token: int) -> None:
         ("cache", f"{cache:,} bytes a token in bf16 ({held} for {model.context} tokens), twice that in fp32"),
         ("reads", f"at most {limit} tokens" if limit else f"sequences of any length (trained on {model.context})"),
         ("sees", _sight(model)),
+        ("muP", _transfer(model)),
         ("slopes", ", ".join(f"{slope:.4g}" for slope in slopes(model))),
     ):
         if text:
             console.print(f"{what:8} {text}", highlight=False, markup=False)
+
+
+def _transfer(model: ModelConfig) -> str:
+    """What muP does at this width."""
+    if not model.mup_base_width:
+        return ""
+    text = f"{model.width_ratio:.4g} times as wide as the model that learning rates are for"
+    if model.width_ratio != 1:
+        text += f": logits / {model.width_ratio:.4g}, matrices of layers learn at 1 / {model.width_ratio:.4g} of the rate"
+        text += f" (Muon: 1 / {model.width_ratio**0.5:.4g})"
+    return f"{text}; scores * {model.attention_scale:.4g}"
 
 
 def _sight(model: ModelConfig) -> str:

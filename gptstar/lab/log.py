@@ -4,62 +4,53 @@ from __future__ import annotations
 
 import os
 import re
+import textwrap
 from datetime import date
 from pathlib import Path
 
 from gptstar.files import replace_text
 from gptstar.lab.markdown import table_markdown, verdict_lines
-from gptstar.lab.plots import plot_names
 from gptstar.lab.study import Study
 from gptstar.lab.tables import tables
 
 WIDTH = 120
+FIGURES = {"loss_tokens.png": "loss against tokens", "effects.png": "differences from the baseline"}
+TABLES = ("Verdicts", "To reach the baseline's final loss", "Speed and size", "Parts of the speed-up")
 
 
 def add_entry(study: Study, title: str, report: Path, log: Path) -> None:
-    """Appends what, why, the commands, commit, tables, figure and verdicts; an entry of the same title is replaced.
+    """Appends what, why, the commands, commit, tables, figures and verdicts; an entry of the same title is replaced.
 
-    report   the folder with the study's report, to which the entry links
+    report   the folder with the study's report, which the entry links to
     """
     text = log.read_text(encoding="utf-8")
-    entry = log_entry(study, title, Path(os.path.relpath(report, log.absolute().parent)))
+    entry = log_entry(study, title, report, log.absolute().parent)
     old = re.search(rf"^## \S+ · {re.escape(title)}\n.*?(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
-    if old:
-        text = text[: old.start()] + entry + text[old.end() :].lstrip("\n")
-    else:
-        text = text.rstrip("\n") + "\n\n" + entry
-    replace_text(log, text.rstrip("\n") + "\n")
+    before, after = (text[: old.start()], text[old.end() :]) if old else (text, "")
+    parts = [part.strip("\n") for part in (before, entry, after)]
+    replace_text(log, "\n\n".join(part for part in parts if part) + "\n")
 
 
-def log_entry(study: Study, title: str, report: Path) -> str:
-    """The entry as markdown."""
+def log_entry(study: Study, title: str, report: Path, beside: Path) -> str:
+    """The entry as markdown; `beside`: the folder that its links start from."""
+    place = Path(os.path.relpath(report, beside)).as_posix()
+    made = {table.title: table for table in tables(study)}
     commands = [command for command in (study.training_command, study.command) if command]
-    lines = [f"## {date.today():%Y-%m-%d} · {title}"]
-    if study.why:
-        lines.append(study.why)
-    if commands:
-        lines.append("```\n" + "\n".join(commands) + "\n```")
-    lines.append(_made(study, report))
-    lines += verdict_lines(study)
-    lines += [
-        f"{table.title}:\n\n{table_markdown(table)}"
-        for table in tables(study)
-        if table.key in ("verdicts", "reach", "speed", "parts")
-    ]
-    lines += [
-        f"![{name}]({(report / file).as_posix()})"
-        for name, file in plot_names(study).items()
-        if name in ("tokens", "effects")
-    ]
-    if study.excluded:
-        lines.append(
-            "Left out: " + "; ".join(f"{Path(source).name} ({why})" for source, why in study.excluded.items()) + "."
-        )
-    lines += study.notes
-    return "\n\n".join(lines) + "\n"
+    parts = [f"## {date.today():%Y-%m-%d} · {title}", _folded(study.why)]
+    parts.append("```\n" + "\n".join(commands) + "\n```" if commands else "")
+    commits, hardware = ", ".join(study.commits) or "unknown", "; ".join(study.hardware) or "unknown"
+    parts.append(_folded(f"Commit {commits}; {hardware}. The whole report: [{place}/report.md]({place}/report.md)."))
+    parts.append("\n".join(_folded(line, "  ") for line in verdict_lines(study)))
+    for name in TABLES:
+        if name in made:
+            parts += [f"**{name}.** " + made[name].note, table_markdown(made[name])]
+    parts += [f"![{caption}]({place}/{name})" for name, caption in FIGURES.items() if (report / name).is_file()]
+    left_out = "; ".join(f"{Path(source).name} ({why})" for source, why in study.excluded.items())
+    parts.append(_folded(f"Left out: {left_out}.") if left_out else "")
+    parts.append("\n".join(_folded(f"- {note}", "  ") for note in study.notes))
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _made(study: Study, report: Path) -> str:
-    commits = ", ".join(study.commits) or "unknown"
-    hardware = "; ".join(study.hardware) or "unknown"
-    return f"Commit {commits}; {hardware}. All of it: [{(report / 'report.md').as_posix()}]({(report / 'report.md').as_posix()})."
+def _folded(text: str, indent: str = "") -> str:
+    """In lines of a readable width; words, links among them, stay whole."""
+    return textwrap.fill(text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

@@ -36,10 +36,15 @@ def verdict_lines(study: Study) -> list[str]:
     return lines or [f"Only {_text(study.baseline)} is here: there is nothing to compare it with."]
 
 
-def _section(table: Table) -> str:
+def table_markdown(table: Table) -> str:
+    """Its rows; without title and note."""
     rows = [table.header, ["---:" if numeric else "---" for numeric in table.numeric], *table.rows]
     lines = [f"| {' | '.join(cells if number == 1 else map(_text, cells))} |" for number, cells in enumerate(rows)]
-    return "\n\n".join([f"## {_text(table.title)}", "\n".join(lines), _text(table.note)])
+    return "\n".join(lines)
+
+
+def _section(table: Table) -> str:
+    return "\n\n".join([f"## {_text(table.title)}", table_markdown(table), _text(table.note)])
 
 
 def _origin(study: Study) -> list[str]:

@@ -56,6 +56,10 @@ class ModelConfig:
     tie_head     the output head is the token embedding itself, counted once
     head_bias    whether it has a bias; logit_softcap  logits become cap * tanh(logits / cap)
     pad_vocab_to the embedding's rows are rounded up to a multiple, for speed; the extra tokens have probability 0
+
+    Transfer across width (`mup.py`)
+    mup_base_width  the d_model of the model that learning rates were found on; at this width muP changes nothing. 0: off
+    mup_base_head  its d_head, where heads grow with the width; 0: they are as wide as here, and there are more of them
     """
 
     name: str = "custom"
@@ -94,17 +98,29 @@ class ModelConfig:
     head_bias: bool = False
     logit_softcap: float = 0.0
     pad_vocab_to: int = 1
+    mup_base_width: int = 0
+    mup_base_head: int = 0
 
     def __post_init__(self) -> None:
         for key in ("vocab_size", "n_layer", "d_model", "n_head", "context", "pad_vocab_to"):
             if getattr(self, key) < 1:
                 raise ValueError(f"model.{key}={getattr(self, key)} must be at least 1")
-        for key in ("d_head", "d_ff", "n_kv_head", "adapter_width", "score_scale", "score_softcap", "logit_softcap"):
+        natural = ("d_head", "d_ff", "n_kv_head", "adapter_width", "mup_base_width", "mup_base_head")
+        for key in (*natural, "score_scale", "score_softcap", "logit_softcap"):
             if getattr(self, key) < 0:
                 raise ValueError(f"model.{key}={getattr(self, key)} must be above 0, or 0 for the usual")
         for key in ("norm_eps", "init_std", "rotary_base"):
             if not getattr(self, key) > 0:
                 raise ValueError(f"model.{key}={getattr(self, key)} must be above 0")
+        if self.mup_base_head and not self.mup_base_width:
+            raise ValueError(
+                f"model.mup_base_head={self.mup_base_head} is part of muP, which is off: set model.mup_base_width too"
+            )
+        if self.mup_base_head and self.score_scale:
+            raise ValueError(
+                f"model.mup_base_head={self.mup_base_head} and model.score_scale={self.score_scale} both say what "
+                "scores are multiplied by: leave one of them at 0"
+            )
         if any(window < 0 for window in self.windows):
             raise ValueError(f"model.windows={list(self.windows)} must be positive, or 0 for no window")
         if not 0 < self.rotary_fraction <= 1:
@@ -130,6 +146,17 @@ class ModelConfig:
     def head_size(self) -> int:
         """Channels a head."""
         return self.d_head or self.d_model // self.n_head
+
+    @property
+    def attention_scale(self) -> float:
+        """What scores are multiplied by."""
+        usual = self.head_size**-0.5
+        return self.score_scale or usual * ((self.mup_base_head or self.head_size) / self.head_size) ** 0.5
+
+    @property
+    def width_ratio(self) -> float:
+        """How many times wider than the model that muP starts from; 1 without muP."""
+        return self.d_model / (self.mup_base_width or self.d_model)
 
     @property
     def n_key_value(self) -> int:

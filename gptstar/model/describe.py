@@ -13,6 +13,7 @@ from gptstar.model.block import Block
 from gptstar.model.choices import BLOCKS, longest
 from gptstar.model.config import ModelConfig
 from gptstar.model.initialization import residual_scale
+from gptstar.model.mup import channel_readers
 from gptstar.model.positions import alibi_slopes
 from gptstar.model.projections import FusedLinear
 from gptstar.model.transformer import GPT
@@ -50,6 +51,7 @@ def components(config: ModelConfig, n_token: int) -> list[Component]:
     """Where parameters and forward FLOPs are, in the order of a forward pass over n_token tokens."""
     model = _on_meta(config)
     residual = {id(weight) for block in model.blocks if isinstance(block, Block) for weight in block.residual_outputs()}
+    readers = {id(weight) for weight in channel_readers(model)}
     owned = {
         id(parameter)
         for module in model.modules()
@@ -74,7 +76,8 @@ def components(config: ModelConfig, n_token: int) -> list[Component]:
             elif id(parameter) in owned:
                 init = "its own"
             else:
-                init = f"{written if id(parameter) in residual else std:.3g}"
+                wider = config.width_ratio if id(parameter) in readers else 1
+                init = f"{(written if id(parameter) in residual else std) / wider**0.5:.3g}"
             add(_component(name), part.numel(), 2 * applied, init)
         if isinstance(module, Block):
             mixing = BLOCKS[config.block].mixing_flops(config, n_token)

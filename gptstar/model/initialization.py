@@ -7,6 +7,7 @@ matrices that write into the       normal(0, init_std / sqrt(additions)), additi
   residual stream                  pass adds to the stream: 2 a layer for sequential blocks (GPT-2, Radford et
                                    al., 2019), 1 a layer for parallel ones (GPT*)
   the same, zero_init_residual     0 (Fixup, Zhang et al., arXiv:1901.09321)
+  matrices that read channels      the same, smaller by muP's factor (`mup.py`)
 biases                             0
 norm weights                       1
 what a module's `initialize_own`   learned slopes (`positions.py`), gates (`gmlp.py`), adapters (`adapters.py`),
@@ -20,6 +21,7 @@ from torch import nn
 
 from gptstar.model.block import Block
 from gptstar.model.config import ModelConfig
+from gptstar.model.mup import channel_readers
 
 
 def residual_scale(config: ModelConfig, additions: int) -> float:
@@ -38,6 +40,8 @@ def initialize(model: nn.Module, config: ModelConfig) -> None:
                 parameter.fill_(1.0)
             else:
                 parameter.normal_(0.0, config.init_std)
+    for weight in channel_readers(model):
+        weight.mul_(config.width_ratio**-0.5)
     for module in model.modules():
         if isinstance(module, Block):
             for weight in module.residual_outputs():

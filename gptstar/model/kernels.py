@@ -61,7 +61,7 @@ class View:
     @property
     def scale(self) -> float:
         """What scores are multiplied by."""
-        return self.case.config.score_scale or self.case.config.head_size**-0.5
+        return self.case.config.attention_scale
 
     def slopes(self) -> Tensor | None:
         """The scheme's, (H,), in fp32 even for a bf16 model, or None where it has none."""

@@ -90,8 +90,9 @@ class GPT(nn.Module):
         padding_B: Tensor | None = None,
         document_BT: Tensor | None = None,
     ) -> Tensor:
-        """The final norm's output, (B, T, C). With a cache the tokens continue what the cache has seen.
+        """What the head reads, (B, T, C): the final norm's output, which muP divides by the width's growth (`mup.py`).
 
+        With a cache the tokens continue what the cache has seen.
         padding_B: how many tokens at the left of each row are padding, of all the row's tokens, those in the cache
         included. Where a token is padding the output means nothing.
         document_BT: a number for each token's document: attention stays within it. Without a cache only.
@@ -120,7 +121,8 @@ class GPT(nn.Module):
                 x_BTC, value_BKTD = self._layer(*below)
         if cache is not None:
             cache.advance(n_token)
-        return self.norm(x_BTC)
+        ratio, normed_BTC = self.config.width_ratio, self.norm(x_BTC)
+        return normed_BTC if ratio == 1 else normed_BTC / ratio
 
     def _layer(
         self,
@@ -195,7 +197,7 @@ class GPT(nn.Module):
         return cast(dict[str, NoPosition], self.position)
 
     def logits(self, hidden_BTC: Tensor) -> Tensor:
-        """Scores of every token of the vocabulary, (..., V), from the final norm's output (..., C)."""
+        """Scores of every token of the vocabulary, (..., V), from what `hidden` gives, (..., C)."""
         logits = self.head_table.scores(hidden_BTC, self.head_bias)[..., : self.config.vocab_size]
         return softcapped(logits, self.config.logit_softcap)
 

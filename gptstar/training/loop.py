@@ -32,7 +32,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
     """
     config.check()
     check_tracker(config.logger)
-    check_optimizer(config.optimizer)
+    check_optimizer(config.optimizer, config.model)
     options = config.trainer
     with open_world(options.parallel, options.device, options.timeout, options.tensor_parallel) as world:
         config = world.same(config)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from gptstar.errors import UserError
+from gptstar.model.config import ModelConfig
+from gptstar.model.mup import channel_readers
 from gptstar.training.lion import Lion
 from gptstar.training.muon import MuonAdamW
 
@@ -49,16 +51,33 @@ class OptimizerConfig:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Matrices with weight decay, everything else without; every trainable parameter in exactly one group."""
+    """Matrices with weight decay, everything else without; every trainable parameter in exactly one group.
+
+    Under muP matrices that read channels are a group of their own before them, with `lr_factor`, its learning rate as
+    a share of the others' (`gptstar.model.mup`).
+    """
+    ratio = _width_ratio(model)
+    readers = {id(weight) for weight in channel_readers(model)} if ratio != 1 else set()
+    own: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         matrix = parameter.ndim >= 2 and not name.endswith("bias")  # a FusedLinear's bias may have two dimensions
-        (decayed if matrix else plain).append(parameter)
+        (own if id(parameter) in readers else decayed if matrix else plain).append(parameter)
     groups: list[dict] = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return groups
+    return [{"params": own, **_scaled(weight_decay, 1 / ratio)}, *groups] if ratio != 1 else groups
+
+
+def _width_ratio(model: nn.Module) -> float:
+    config = getattr(model, "config", None)
+    return config.width_ratio if isinstance(config, ModelConfig) else 1.0
+
+
+def _scaled(weight_decay: float, factor: float) -> dict:
+    """A group's settings. lr * decay sets how many steps a weight is an average over, which no width should change."""
+    return {"weight_decay": weight_decay / factor, "lr_factor": factor}
 
 
 def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -69,9 +88,14 @@ def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
 
 def muon(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """See `gptstar.training.muon`."""
-    decayed, plain = (group["params"] for group in parameter_groups(model, config.weight_decay))
+    *matrices, plain = (group["params"] for group in parameter_groups(model, config.weight_decay))
     settings = (config.lr, config.momentum, config.weight_decay, _two(config), config.eps)
-    return MuonAdamW(model, decayed, plain, *settings)
+    optimizer = MuonAdamW(model, [p for group in matrices for p in group], plain, *settings)
+    if (ratio := _width_ratio(model)) != 1:
+        # All singular values of an update are lr * 0.2 * sqrt(max(rows, columns)), and what a matrix adds to its output
+        # keeps its size where they do (Yang et al., arXiv:2310.17813). Adam's updates have few: lr / ratio there.
+        optimizer.param_groups[0].update(_scaled(config.weight_decay, ratio**-0.5))
+    return optimizer
 
 
 def lion(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -103,24 +127,41 @@ OPTIMIZERS: dict[str, Callable[[nn.Module, OptimizerConfig], torch.optim.Optimiz
 }
 
 
-def check_optimizer(config: OptimizerConfig) -> None:
-    """Raises UserError where the package that `optimizer.name` needs is missing."""
+def check_optimizer(config: OptimizerConfig, model: ModelConfig) -> None:
+    """Raises UserError where the package that `optimizer.name` needs is missing, and for what it cannot do with muP."""
+    if model.width_ratio != 1 and config.name == "adafactor":
+        raise UserError(
+            f"optimizer=adafactor takes steps relative to the size of the weights, for which model.mup_base_width="
+            f"{model.mup_base_width} has no rule: choose {_others('adafactor')}, or set it to 0"
+        )
+    if model.width_ratio != 1 and config.name == "muon" and model.adapter_width:
+        raise UserError(
+            f"optimizer=muon orthogonalises adapters, for which model.mup_base_width={model.mup_base_width} has no "
+            f"rule: choose {_others('adafactor', 'muon')}, or set one of model.adapter_width and it to 0"
+        )
     if config.name == "adamw_8bit" and find_spec("torchao") is None:
         raise UserError("optimizer=adamw_8bit needs the torchao package: pip install 'gptstar[torchao]'")
 
 
+def _others(*names: str) -> str:
+    return ", ".join(name for name in OPTIMIZERS if name not in names)
+
+
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """The optimizer a configuration names, over all parameters of the model."""
-    return OPTIMIZERS[config.name](model, config)
+    optimizer = OPTIMIZERS[config.name](model, config)
+    set_learning_rate(optimizer, config.lr)
+    return optimizer
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """One rate for all groups."""
+    """One rate for all groups, times a factor of their own where muP gives them one."""
     for group in optimizer.param_groups:
+        own = lr * group.get("lr_factor", 1.0)
         if isinstance(group["lr"], Tensor):  # torchao's, so that its compiled step serves every rate
-            group["lr"].fill_(lr)
+            group["lr"].fill_(own)
         else:
-            group["lr"] = lr
+            group["lr"] = own
 
 
 def _two(config: OptimizerConfig) -> tuple[float, float]:

@@ -47,6 +47,7 @@ def configurations(draw) -> ModelConfig:
     block = draw(st.sampled_from(sorted(BLOCKS)))
     scheme = st.sampled_from(["none", "learned", "sinusoidal"] if block == "gmlp" else sorted(SCHEMES))
     flag = st.booleans()
+    scale, base_width = draw(st.sampled_from([0.0, 1.0])), draw(st.sampled_from([0, 8, 48]))
     return ModelConfig(
         vocab_size=97,
         n_layer=draw(st.integers(1, 3)),
@@ -71,7 +72,7 @@ def configurations(draw) -> ModelConfig:
         windows=draw(st.lists(st.sampled_from([0, 1, 4]), max_size=2)),
         qk_norm=draw(flag),
         value_residual=block != "gmlp" and draw(flag),
-        score_scale=draw(st.sampled_from([0.0, 1.0])),
+        score_scale=scale,
         score_softcap=draw(st.sampled_from([0.0, 5.0])),
         query_key_value_bias=draw(flag),
         attention_output_bias=draw(flag),
@@ -81,6 +82,8 @@ def configurations(draw) -> ModelConfig:
         logit_softcap=draw(st.sampled_from([0.0, 3.0])),
         pad_vocab_to=draw(st.sampled_from([1, 64])),
         init_std=0.3,
+        mup_base_width=base_width,
+        mup_base_head=draw(st.sampled_from([0, 6])) if base_width and not scale else 0,
     )
 
 

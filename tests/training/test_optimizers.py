@@ -173,7 +173,7 @@ def test_frozen_parameters_are_left_out():
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="torchao"):
-        check_optimizer(OptimizerConfig(name="adamw_8bit"))
+        check_optimizer(OptimizerConfig(name="adamw_8bit"), tiny_model())
 
 
 @pytest.mark.parametrize(
