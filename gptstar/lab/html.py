@@ -110,7 +110,7 @@ def _effects(study: Study) -> str:
     low, high, ticks, digits = _range(shown)
     place = [f"{100 * (tick - low) / (high - low):.2f}%" for tick in ticks]
     grid = "".join(
-        f'<line class="{"grid" if tick else "zero"}" x1="{x}" x2="{x}" y1="0" y2="100%"/>'
+        f'<line class="{"grid" if tick else "zero"}" x1="{x}" x2="{x}" y1="-20%" y2="120%"/>'
         for tick, x in zip(ticks, place, strict=True)
     )
     rows = []

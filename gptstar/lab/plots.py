@@ -72,7 +72,7 @@ def _losses(study: Study, axis: Axis) -> Figure:
     panel.set_xlim(left=0)
     panel.set_ylim(_limits([curve for _, curve in shown]))
     panel.grid(alpha=0.25)
-    where = {"loc": "outside lower center", "ncols": 2} if long else {"loc": "outside upper right", "ncols": 4}
+    where: dict = {"loc": "outside lower center", "ncols": 2} if long else {"loc": "outside upper right", "ncols": 4}
     figure.legend(frameon=False, fontsize=8, handlelength=4, **where)
     return figure
 

@@ -87,6 +87,7 @@ def test_odd_names_do_not_break_out():
     read = Reader(page)
     assert len(read.scripts) == 2 and page.count("</script>") == 2
     assert json.loads(read.scripts[0])["study"]["title"] == ODD
+    assert "<" not in read.scripts[0]  # "</script x" would end it too
     assert not any(tag == "b" for tag, _ in read.elements)
     assert ODD in read.text
     assert json.loads(read.scripts[0])["study"]["variants"][-1]["final"] == {"value": None, "low": None, "high": None}

@@ -104,7 +104,8 @@
     // Ends of the horizontal axis, of all variants, so that hiding one moves nothing.
     function whole() {
       const all = study.variants.filter(curveOf).flatMap((variant) => curveOf(variant).x.filter((x) => x > 0));
-      return [state.log ? Math.min(...all) : 0, Math.max(...all)];
+      const last = Math.max(...all);
+      return [state.log ? Math.min(...all, last / 10) : 0, last];
     }
     const view = () => state.view || whole();
 
@@ -189,10 +190,11 @@
       const { x, mean, low, high, lines } = curveOf(variant);
       const points = (xs, ys) =>
         xs.map((each, i) => [each, ys[i]]).filter(([each, y]) => y !== null && (each > 0 || !state.log));
-      const path = (pairs) => "M" + pairs.map(([each, y]) => `${sx(each).toFixed(1)},${sy(y).toFixed(1)}`).join("L");
+      const place = ([each, y]) => `${sx(each).toFixed(1)},${sy(y).toFixed(1)}`;
+      const path = (pairs, end = "") => (pairs.length ? `M${pairs.map(place).join("L")}${end}` : "");
       const parts = [];
       if (low && high) {
-        const band = path([...points(x, low), ...points(x, high).reverse()]) + "Z";
+        const band = path([...points(x, low), ...points(x, high).reverse()], "Z");
         parts.push(paint(make("path", { class: "band", d: band }), n));
       }
       if (state.seeds) {
@@ -233,7 +235,7 @@
     // Where validations were, of the variants that are shown.
     function stops() {
       const [a, b] = view();
-      const all = shown().flatMap((variant) => curveOf(variant).x.filter((x) => x >= a && x <= b && forward(x) > -Infinity));
+      const all = shown().flatMap((variant) => curveOf(variant).x.filter((x) => x >= a && x <= b));
       return [...new Set(all)].sort((x, y) => x - y);
     }
     function point(place) {
@@ -282,7 +284,8 @@
       let start = null; // where a mouse went down, or what two fingers hold
       const place = (event) => {
         const box = plot.getBoundingClientRect();
-        return ((event.clientX - box.left) / box.width) * frame.width;
+        const inside = ((event.clientX - box.left) / box.width) * frame.width;
+        return Math.min(Math.max(inside, frame.left), frame.right);
       };
       plot.addEventListener("pointerdown", (event) => {
         if (event.button !== 0) return;
@@ -338,9 +341,10 @@
         const all = stops();
         const last = all.length - 1;
         const now = all.indexOf(state.cursor);
-        const next = { ArrowLeft: now < 0 ? last : Math.max(0, now - 1), ArrowRight: Math.min(last, now + 1), Home: 0, End: last };
-        if (event.key in next && all.length) {
-          state.cursor = all[next[event.key]];
+        const left = now < 0 ? last : Math.max(0, now - 1);
+        const next = { ArrowLeft: left, ArrowRight: Math.min(last, now + 1), Home: 0, End: last }[event.key];
+        if (next !== undefined && all.length) {
+          state.cursor = all[next];
           drawCursor();
           speak();
         } else if (event.key === "+" || event.key === "=") scale(0.5, middle());
@@ -373,7 +377,10 @@
           find(name).setAttribute("aria-pressed", state[name]);
           then();
         });
-      toggle("log", reset);
+      toggle("log", () => {
+        state.cursor = null;
+        reset();
+      });
       toggle("seeds", draw);
       find("closer").addEventListener("click", () => scale(0.5, middle()));
       find("farther").addEventListener("click", () => scale(2, middle()));
@@ -385,13 +392,15 @@
         const button = document.createElement("button");
         button.type = "button";
         button.setAttribute("aria-pressed", "true");
-        const sample = make("line", { class: "stroke mean", x1: 0, x2: 40, y1: 6, y2: 6, "stroke-dasharray": look[n].dash.join(" ") });
+        const dash = look[n].dash.join(" ");
+        const sample = make("line", { class: "stroke", x1: 0, x2: 40, y1: 6, y2: 6, "stroke-dasharray": dash });
+        const picture = make("svg", { width: 40, height: 12, "aria-hidden": "true" }, paint(sample, n));
         const name = document.createElement("span");
         name.className = "name";
         name.textContent = variant.name;
         const value = document.createElement("span");
         value.className = "value";
-        button.append(make("svg", { width: 40, height: 12, "aria-hidden": "true" }, paint(sample, n)), name, value);
+        button.append(picture, name, value);
         button.addEventListener("click", () => {
           const on = state.off.delete(n);
           if (!on) state.off.add(n);
@@ -413,5 +422,6 @@
 
   theme();
   document.querySelectorAll("table").forEach(sortable);
+  addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((each) => { each.open = true; }));
   if (find("chart")) chart(JSON.parse(find("study").textContent));
 })();
