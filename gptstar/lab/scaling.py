@@ -123,14 +123,12 @@ class Fit:
 
 
 def fit_law(n: np.ndarray, d: np.ndarray, loss: np.ndarray, start: Fit | None = None) -> Fit:
-    """The law that fits runs of n parameters and d tokens best. start: a fit of similar losses, tried with the grid's
-    best instead of several of them.
+    """The law that fits runs of n parameters and d tokens best. start: a fit of nearly the same losses, from which
+    this one is sought instead of from the grid.
     """
     middle = float(np.log(n).mean()), float(np.log(d).mean())
     x, y, target = np.log(n) - middle[0], np.log(d) - middle[1], np.log(loss)
-    starts = _grid(x, y, loss, 1 if start is not None else STARTS)
-    if start is not None:
-        starts.append(start.theta)
+    starts = _grid(x, y, loss) if start is None else [start.theta]
     options = {"maxiter": 1000, "ftol": 1e-12, "gtol": 1e-7}
     found = [
         minimize(_objective, each, (x, y, target), method="L-BFGS-B", jac=True, bounds=BOUNDS, options=options)
@@ -139,7 +137,7 @@ def fit_law(n: np.ndarray, d: np.ndarray, loss: np.ndarray, start: Fit | None = 
     return Fit(min(found, key=lambda each: each.fun).x, middle)
 
 
-def _grid(x: np.ndarray, y: np.ndarray, loss: np.ndarray, count: int) -> list[np.ndarray]:
+def _grid(x: np.ndarray, y: np.ndarray, loss: np.ndarray) -> list[np.ndarray]:
     """The best starts: for each pair of exponents, E, A and B that are not negative by least squares of L / loss."""
     made = []
     for alpha in EXPONENTS:
@@ -147,7 +145,7 @@ def _grid(x: np.ndarray, y: np.ndarray, loss: np.ndarray, count: int) -> list[np
             columns = np.stack([np.ones_like(x), np.exp(-alpha * x), np.exp(-beta * y)], 1) / loss[:, None]
             linear, rest = nnls(columns, np.ones_like(x))
             made.append((rest, [*np.log(np.maximum(linear, 1e-4)), alpha, beta]))
-    return [np.array(theta) for _, theta in sorted(made)[:count]]
+    return [np.array(theta) for _, theta in sorted(made)[:STARTS]]
 
 
 def _log_loss(theta: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
