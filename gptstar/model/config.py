@@ -20,8 +20,8 @@ class ModelConfig:
                  gmlp, amlp       no attention, or one tiny head of it: a matrix mixes tokens (`gmlp.py`)
     norm         layernorm, layernorm_nobias or rmsnorm (`norms.py`), everywhere
     sandwich_norm  one more norm after each sublayer; embedding_norm  one after the embedding (BLOOM)
-    embedding_shortcut  from the second layer on, a layer reads a * x + b * (what the first one read), a and b learned, 1
-                 and 0 at the start (Jordan et al., modded-nanogpt, https://github.com/KellerJordan/modded-nanogpt)
+    embedding_shortcut  from the second layer on, a layer reads a * x + b * (what the first one read), a and b learned,
+                 1 and 0 at the start (Jordan et al., modded-nanogpt, https://github.com/KellerJordan/modded-nanogpt)
     zero_init_residual  matrices that write into the stream start at 0, so the model starts as its embedding and head
                  (Zhang et al., "Fixup", arXiv:1901.09321)
     context      tokens a training sequence has; a hard limit with learned positions and in gmlp, amlp

@@ -93,7 +93,7 @@ class GatedMLPBlock(Block):
             )
         if config.value_residual:
             raise ValueError(
-                "model.value_residual=true has no effect with model.block='gmlp', which has no attention and no values: "
+                "model.value_residual=true has no effect with model.block='gmlp', which has no attention: "
                 "set it to false, or choose amlp or a block of attention"
             )
 

@@ -31,7 +31,10 @@ def test_wide_heads_need_no_divisibility():
         ({"windows": [0, -1]}, ["model.windows=[0, -1]"]),
         ({"rotary_fraction": 1.5}, ["model.rotary_fraction=1.5"]),
         ({"position": "rotary", "rotary_fraction": 0.01}, ["leaves no pair to turn"]),
-        ({"block": "gmlp", "position": "none", "value_residual": True}, ["model.value_residual=true", "'gmlp'", "amlp"]),
+        (
+            {"block": "gmlp", "position": "none", "value_residual": True},
+            ["model.value_residual=true", "'gmlp'", "amlp"],
+        ),
         ({"activation": "tanh"}, ["model.activation='tanh'", "gelu_tanh"]),
         ({"n_layer": 0}, ["model.n_layer=0", "at least 1"]),
         ({"d_ff": -1}, ["model.d_ff=-1"]),

@@ -1,7 +1,5 @@
 """Value residual and the embedding's shortcut, against the definitions written out. The battery asks the rest."""
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -27,7 +25,7 @@ def build(**changes) -> GPT:
 
 def written_out(model: GPT, tokens_T: torch.Tensor) -> torch.Tensor:
     """Logits (T, V) of one sequence from the state dict, a head and a matrix at a time, with ALiBi and exact GELU."""
-    config, w = model.config, model.state_dict()
+    config, w = model.config, model.state_dict(keep_vars=True)  # with gradients
     T, slopes = len(tokens_T), alibi_slopes(config.n_head)
 
     def linear(x, name):
@@ -40,7 +38,7 @@ def written_out(model: GPT, tokens_T: torch.Tensor) -> torch.Tensor:
         name = f"blocks.{layer}.attention"
         q, k, v = (linear(x, f"{name}.{part}") for part in ("query", "key", "value"))
         if config.value_residual and layer:
-            a, b = w[f"{name}.value_mix.weight"].tolist()
+            a, b = w[f"{name}.value_mix.weight"].unbind()
             v = a * v + b * first
         heads = []
         for head in range(config.n_head):
@@ -49,10 +47,8 @@ def written_out(model: GPT, tokens_T: torch.Tensor) -> torch.Tensor:
             of_pair = slice(shared * config.d_head, (shared + 1) * config.d_head)
             rows = []
             for i in range(T):
-                scores = torch.stack(
-                    [q[i, own] @ k[j, of_pair] / math.sqrt(config.d_head) - slopes[head] * (i - j) for j in range(i + 1)]
-                )
-                rows.append(scores.softmax(0) @ v[: i + 1, of_pair])
+                scores = [q[i, own] @ k[j, of_pair] / config.d_head**0.5 - slopes[head] * (i - j) for j in range(i + 1)]
+                rows.append(torch.stack(scores).softmax(0) @ v[: i + 1, of_pair])
             heads.append(torch.stack(rows))
         return linear(torch.cat(heads, -1), f"{name}.output"), v
 
@@ -63,7 +59,7 @@ def written_out(model: GPT, tokens_T: torch.Tensor) -> torch.Tensor:
     first = None
     for layer in range(config.n_layer):
         if config.embedding_shortcut and layer:
-            a, b = w[f"shortcut.{layer}.weight"].tolist()
+            a, b = w[f"shortcut.{layer}.weight"].unbind()
             x = a * x + b * embedding
         names = ("norm", "norm") if config.block == "parallel_shared" else ("norm1", "norm2")
         attended, v = attention(norm(x, f"blocks.{layer}.{names[0]}"), layer, first)
@@ -77,11 +73,15 @@ def written_out(model: GPT, tokens_T: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     "ideas", [BOTH, {**BOTH, "embedding_shortcut": False}, {**BOTH, "value_residual": False}], ids=str
 )
-def test_logits_are_those_of_the_definition(block, ideas):
+def test_logits_and_all_gradients_are_those_of_the_definition(block, ideas):
     model = build(block=block, **ideas)
     tokens = torch.randint(0, 300, (2, 7))
-    expected = torch.stack([written_out(model, row) for row in tokens])
-    torch.testing.assert_close(model(tokens), expected, rtol=1e-10, atol=1e-10)
+    expected, found = torch.stack([written_out(model, row) for row in tokens]), model(tokens)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    weights = torch.randn_like(found)
+    gradients = [torch.autograd.grad((weights * logits).sum(), [*model.parameters()]) for logits in (found, expected)]
+    for (name, _), a, b in zip(model.named_parameters(), *gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9, msg=name)
 
 
 @pytest.mark.parametrize("block", ["sequential", "parallel", "parallel_shared", "amlp"])
@@ -106,7 +106,7 @@ def test_the_gradient_of_each_weight_is_the_slope_of_the_loss(block):
 
 @pytest.mark.parametrize("block", ["sequential", "parallel", "parallel_shared", "amlp"])
 def test_layers_that_are_recomputed_get_the_first_layers_own_values(block):
-    """All gradients, so also the share that reaches the first layer's value matrix through the others."""
+    """All gradients, so also the share of the first layer's value matrix that comes through the others."""
     model = build(block=block, position="none")
     tokens = torch.randint(0, 300, (2, 9))
     gradients = []
