@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from gptstar.errors import UserError
 from gptstar.lab.runs import Run
-from gptstar.lab.settings import SAME_VARIANT, difference, flat, under, window_length
+from gptstar.lab.settings import difference, flat, same_variant, window_length
 
 TEXT = ("data", "tokenizer")  # the sections that decide which tokens are validated on
 
@@ -135,7 +135,7 @@ def _says_all(run: Run, reference: Run) -> bool:
 
 def _differing(config: dict, other: dict, sections: Iterable[str] | None = None) -> list[str]:
     """Flat keys that differ, of these sections or all; those apart that seeds of one variant may differ in."""
-    keys = [key for key in difference(config, other) if not under(key, SAME_VARIANT)]
+    keys = [key for key in difference(config, other) if not same_variant(key)]
     return [key for key in keys if sections is None or key.partition(".")[0] in sections]
 
 
