@@ -20,9 +20,9 @@ def variants(runs: Iterable[Run]) -> dict[str, list[Run]]:
     """{variant: its runs}, in the order of their first runs.
 
     A run belongs to the variant that its study, group or table names; else to those whose configuration is equal but
-    for what `gptstar.lab.settings.SAME_VARIANT` lists, called model.name and the fewest keys that tell it from the others; a run without
-    configuration is a variant of its name. Of runs with the same seed the last one without a problem is kept; the
-    others get a problem that says so.
+    for what `gptstar.lab.settings.SAME_VARIANT` lists, called model.name and the fewest keys that tell it from the
+    others; a run without configuration is a variant of its name. Of runs with the same seed the last one without a
+    problem is kept; the others get a problem that says so.
     """
     runs = list(runs)
     made = {key: run.config for run in runs if run.variant is None and (key := _key(run.config)) is not None}
