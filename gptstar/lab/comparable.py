@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 
 from gptstar.errors import UserError
 from gptstar.lab.runs import Run
-from gptstar.lab.settings import SAME_VARIANT, difference, flat, under, window_length
+from gptstar.lab.settings import difference, flat, same_variant, window_length
 
+SHOWN = 4  # names in a note
 TEXT = ("data", "tokenizer")  # the sections that decide which tokens are validated on
 
 
@@ -55,8 +57,7 @@ def comparable(variants: Mapping[str, Sequence[Run]], baseline: str) -> Comparab
     kept, more = _one_budget(kept, baseline)
     excluded |= more
     metric = "loss"
-    tokenizers = {run.tokenizer for run in _all(kept) if not _same_tokens(run, reference)} | {reference.tokenizer}
-    if len(tokenizers - {None}) > 1:
+    if any(_other_tokenizer(*pair) for pair in combinations(_all(kept), 2)):
         metric = "bits_per_byte"
         for run in _all(kept):
             if run.final_bits_per_byte is None:
@@ -127,6 +128,16 @@ def _same_tokens(run: Run, reference: Run) -> bool:
     return own is not None and wanted is not None and own.digest == wanted.digest
 
 
+def _other_tokenizer(run: Run, other: Run) -> bool:
+    """Whether the same text is other tokens to them, as far as they say."""
+    if run.held_out is not None and other.held_out is not None:
+        if _same_tokens(run, other):
+            return False
+        if run.held_out.tokens != other.held_out.tokens:
+            return True
+    return None not in (run.tokenizer, other.tokenizer) and run.tokenizer != other.tokenizer
+
+
 def _says_all(run: Run, reference: Run) -> bool:
     """Whether text and tokenizer of both are known; otherwise configurations have to do."""
     texts = None not in (run.held_out, reference.held_out)
@@ -135,7 +146,7 @@ def _says_all(run: Run, reference: Run) -> bool:
 
 def _differing(config: dict, other: dict, sections: Iterable[str] | None = None) -> list[str]:
     """Flat keys that differ, of these sections or all; those apart that seeds of one variant may differ in."""
-    keys = [key for key in difference(config, other) if not under(key, SAME_VARIANT)]
+    keys = [key for key in difference(config, other) if not same_variant(key)]
     return [key for key in keys if sections is None or key.partition(".")[0] in sections]
 
 
@@ -173,10 +184,11 @@ def _notes(kept: dict[str, list[Run]], reference: Run, metric: str, unsaid: list
     if metric == "bits_per_byte":
         notes.append("Tokenizers differ: runs are compared in bits per byte, raw losses are not comparable.")
     if unsaid:
-        names = f"{', '.join(unsaid[:5])}{f' and {len(unsaid) - 5} more' if len(unsaid) > 5 else ''}"
         silent = not any(flat(run.config) for run in _all(kept) if run.source in unsaid)
         grounds = "nothing was said against it" if silent else "their data and tokenizer settings are equal"
-        notes.append(f"{names}: taken to be validated on the same text with the same tokenizer, for {grounds}.")
+        notes.append(
+            f"{_listed(unsaid)}: taken to be validated on the same text with the same tokenizer, for {grounds}."
+        )
     for name, runs in kept.items():
         differing = dict.fromkeys(key for run in runs[1:] for key in _differing(run.config, runs[0].config))
         if differing:
@@ -200,7 +212,12 @@ def _by_value(values: Mapping[str, str | None]) -> str:
     named: dict[str | None, list[str]] = {}
     for name, value in values.items():
         named.setdefault(value, []).append(name)
-    return "; ".join(f"{value} ({', '.join(names)})" for value, names in named.items())
+    return "; ".join(f"{value} ({_listed(names)})" for value, names in named.items())
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first few."""
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _all(kept: Mapping[str, Sequence[Run]]) -> list[Run]:

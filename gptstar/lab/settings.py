@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, fields
 from functools import cache
 from typing import Any
@@ -57,8 +58,7 @@ def default(key: str) -> Any:
 
 def position(key: str) -> tuple[int, str]:
     """Sorts settings as TrainConfig declares them, foreign ones behind them by name."""
-    ours = list(_usual())
-    return (ours.index(key) if key in ours else len(ours)), key
+    return _positions().get(key, len(_positions())), key
 
 
 def is_ours(config: dict) -> bool:
@@ -75,11 +75,17 @@ def difference(config: dict, baseline: dict) -> dict[str, tuple[Any, Any]]:
     return {
         key: (other.get(key), own.get(key))
         for key in keys
-        if other.get(key) != own.get(key) and not under(key, NOT_A_DIFFERENCE)
+        if other.get(key) != own.get(key) and not _under(key, NOT_A_DIFFERENCE)
     }
 
 
-def under(key: str, names: Any) -> bool:
+@cache
+def same_variant(key: str) -> bool:
+    """Whether seeds of one variant may differ in this flat key."""
+    return _under(key, SAME_VARIANT)
+
+
+def _under(key: str, names: Iterable[str]) -> bool:
     """Whether a flat key is one of the names or below one."""
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
@@ -160,6 +166,11 @@ def _trainer(config: dict) -> TrainerConfig | None:
         return TrainerConfig(**{k: kinds[k](**v) if k in kinds else v for k, v in values.items()})
     except (TypeError, ValueError):
         return None
+
+
+@cache
+def _positions() -> dict[str, int]:
+    return {key: i for i, key in enumerate(_usual())}
 
 
 @cache

@@ -10,8 +10,9 @@ from itertools import combinations
 from typing import Any
 
 from gptstar.lab.runs import Run
-from gptstar.lab.settings import SAME_VARIANT, default, flat, position, under
+from gptstar.lab.settings import default, flat, position, same_variant
 
+NOTHING = object()
 LONGEST = 3  # keys that are tried for a name, before all are put into it
 
 
@@ -19,9 +20,9 @@ def variants(runs: Iterable[Run]) -> dict[str, list[Run]]:
     """{variant: its runs}, in the order of their first runs.
 
     A run belongs to the variant that its study, group or table names; else to those whose configuration is equal but
-    for what `SAME_VARIANT` lists, called model.name and the fewest keys that tell it from the others; a run without
-    configuration is a variant of its name. Of runs with the same seed the last one without a problem is kept; the
-    others get a problem that says so.
+    for what `gptstar.lab.settings.SAME_VARIANT` lists, called model.name and the fewest keys that tell it from the
+    others; a run without configuration is a variant of its name. Of runs with the same seed the last one without a
+    problem is kept; the others get a problem that says so.
     """
     runs = list(runs)
     made = {key: run.config for run in runs if run.variant is None and (key := _key(run.config)) is not None}
@@ -41,7 +42,7 @@ def _key(config: dict) -> str | None:
 
 
 def _settings(config: dict) -> dict[str, Any]:
-    return {key: _plain(value) for key, value in flat(config).items() if not under(key, SAME_VARIANT)}
+    return {key: _plain(value) for key, value in flat(config).items() if not same_variant(key)}
 
 
 def _plain(value: Any) -> Any:
@@ -67,7 +68,7 @@ def _names(made: dict[str, dict], taken: set[str | None]) -> dict[str, str]:
 
 def _told_apart(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """For each configuration the fewest settings that no other one has, among those in which it differs from what is
-    usual: what most have or, of values as frequent, the default. Nothing for one that is usual throughout.
+    usual: the default where some have it, else what most have. Nothing for one that is usual throughout.
     """
     settings = sorted({key for values in configs.values() for key in values}, key=position)
     unusual: dict[str, dict[str, Any]] = {key: {} for key in configs}
@@ -90,10 +91,11 @@ def _fewest(own: dict[str, Any], others: list[dict[str, Any]]) -> dict[str, Any]
 
 def _usual(setting: str, values: list[Any]) -> Any:
     texts = [json.dumps(value, sort_keys=True, default=str) for value in values]
-    counts = Counter(texts)
     own = json.dumps(_plain(default(setting)), sort_keys=True, default=str)
-    best = min(counts, key=lambda text: (-counts[text], text != own, text))
-    return values[texts.index(best)]
+    if own in texts:
+        return values[texts.index(own)]
+    (most, count), *others = Counter(texts).most_common()
+    return NOTHING if others and others[0][1] == count else values[texts.index(most)]
 
 
 def _shown(value: Any) -> str:

@@ -102,7 +102,8 @@ def read_wandb(files: Sequence[Path], columns: Mapping[str, str] | None = None) 
 
 def _records(file: Path, problems: list[str]) -> Iterator[Any]:
     """Those of one file, up to where it is damaged or, in a run that was killed, torn."""
-    from wandb.proto import wandb_internal_pb2 as proto  # late, for it brings all of wandb
+    from google.protobuf.message import DecodeError  # late, for wandb takes its time
+    from wandb.proto import wandb_internal_pb2 as proto
 
     try:
         data = file.read_bytes()
@@ -115,7 +116,11 @@ def _records(file: Path, problems: list[str]) -> Iterator[Any]:
             problems.append(f"{file.name} is damaged")
             return
         record = proto.Record()  # type: ignore[attr-defined]
-        record.ParseFromString(entry)
+        try:
+            record.ParseFromString(entry)
+        except DecodeError:
+            problems.append(f"{file.name} holds what this version of wandb cannot read")
+            return
         yield record
 
 

@@ -71,6 +71,7 @@ def test_a_foreign_project_and_names_of_its_own(tmp_path):
         {"train/loss": 3.0 - step, "ce": 3.5 - step, "tokens_seen": 10 * step, "deep": {"er": 1}} for step in (0, 1)
     ]
     rows[1]["my/time"] = 7.5
+    rows.append({"train/loss": float("inf")})
     files = track(tmp_path, rows, name="theirs", config={"seed": 4, "lr": 0.1})
     run = read_wandb(files, {"validation_loss": "ce", "seconds": "my/time"})
     assert (run.problem, run.name, run.seed, run.config) == (None, "theirs", 4, {"seed": 4, "lr": 0.1})
