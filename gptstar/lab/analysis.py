@@ -115,7 +115,7 @@ def _variant(
         to_reach=_to_reach(name, baseline, lines, seen),
         speed=seen[name],
         difference=difference(first.config, found.kept[baseline][0].config),
-        curves={axis: band(some) for axis, some in lines[name].items()},
+        curves={axis: band(some) for axis, some in lines[name].items() if _meet(some)},
     )
 
 
@@ -142,6 +142,11 @@ def _lines(runs: Sequence[Run], metric: str, speeds: Speeds | None, name: str) -
             if all(value is not None for value in x):
                 found.setdefault(axis, []).append(Line(run.name, list(x), losses))  # type: ignore[arg-type]
     return {axis: some for axis, some in found.items() if len(some) == len(runs)}
+
+
+def _meet(lines: Sequence[Line]) -> bool:
+    """Whether they have an x in common: short runs on a busy machine may not."""
+    return max(line.x[0] for line in lines) <= min(line.x[-1] for line in lines)
 
 
 def _at_equal(axis: str, name: str, lines: Mapping[str, dict[str, list[Line]]]) -> Interval | None:
@@ -187,12 +192,12 @@ def _speed(name: str, baseline: str, kept: Mapping[str, Sequence[Run]], speeds: 
     rates = {n: [r.tokens_per_second for r in kept[n] if r.tokens_per_second] for n in (name, baseline)}
     if not rates[name] or not rates[baseline]:
         return None
-    ratio = statistics.mean(rates[name]) / statistics.mean(rates[baseline])
+    times = statistics.mean(rates[name]) / statistics.mean(rates[baseline])
     mfus = [run.mfu for run in kept[name] if run.mfu is not None]
     memory = [run.memory_gib for run in kept[name] if run.memory_gib is not None]
     return Speed(
         interval(rates[name]),
-        ONE if name == baseline else Interval(ratio),
+        ONE if name == baseline else Interval(times),
         statistics.mean(mfus) if mfus else None,
         max(memory) if memory else None,
         interleaved=False,
@@ -213,8 +218,9 @@ def _notes(speeds: Speeds | None, made: Sequence[Variant]) -> list[str]:
         )
     if any(v.word != "baseline" and v.to_reach["tokens"] is not None for v in made):
         notes.append(
-            "A variant reaches the baseline's final loss while its own learning rate is still high: a run whose schedule "
-            "ended there would be better, so ×tokens, ×time and ×FLOPs are cautious. Loss at equal time and FLOPs too."
+            "A variant reaches the baseline's final loss while its own learning rate is still high: a run whose "
+            "schedule ended there would be better, so the shares of tokens, time and FLOPs are cautious, and so is the "
+            "loss at equal time or FLOPs of a variant that is through later."
         )
     return notes
 

@@ -19,10 +19,8 @@ from gptstar.lab.log import add_entry
 from gptstar.lab.markdown import verdict_lines
 from gptstar.lab.report import write_report
 from gptstar.lab.runs import Run
-from gptstar.lab.scaling import write_law
 from gptstar.lab.speed import Speeds, measure, read_speeds, write_speeds
 from gptstar.lab.study import Study
-from gptstar.lab.transfer import write_transfer
 from gptstar.lab.variants import variants
 
 
@@ -58,17 +56,20 @@ class CompareConfig:
 
 def compare_runs(config: CompareConfig, console: Console) -> Study:
     """Reads the runs, decides, and writes the report; raises UserError before any work for what cannot be compared."""
+    if config.log and not Path(config.log_file).is_file():
+        raise UserError(f"log_file={config.log_file} is not there: name the log that the entry goes into")
     about = find_description(config.runs)
     runs = find_runs(config.runs, config.columns or None)
     folder = Path(config.output_dir).expanduser() if config.output_dir else _usual_folder(config.runs)
     baseline = config.baseline
     study = analyse(runs, baseline, about, None, config.title)  # what cannot be compared is refused before measuring
-    if config.log and not Path(config.log_file).is_file():
-        raise UserError(f"log_file={config.log_file} is not there: name the log that the entry goes into")
     speeds = _measured(config, runs, study, folder, console) if config.measure else read_speeds(folder)
     study = analyse(runs, baseline, about, speeds, config.title, command_line())
     report = write_report(study, folder)
     if about is not None:
+        from gptstar.lab.scaling import write_law
+        from gptstar.lab.transfer import write_transfer
+
         kept = [run for run in runs if run.source not in study.excluded]
         if "hold_out" in about.reports:
             write_law(kept, list(about.reports["hold_out"]), folder)

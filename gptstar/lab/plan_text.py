@@ -31,7 +31,9 @@ def sheets(plan: Plan) -> list[Sheet]:
 def headline(plan: Plan) -> str:
     """One line: what, on what, how long."""
     devices = "1 device" if plan.devices == 1 else f"{plan.devices} devices"
-    return f"{plan.model} on {plan.hardware} ({devices}): {duration(plan.hours)}, {plan.tokens_per_second:,.0f} tokens/s"
+    return (
+        f"{plan.model} on {plan.hardware} ({devices}): {duration(plan.hours)}, {plan.tokens_per_second:,.0f} tokens/s"
+    )
 
 
 def verdict(plan: Plan) -> str:

@@ -18,11 +18,15 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
 from gptstar.errors import UserError
 from gptstar.files import replace_text
+
+if TYPE_CHECKING:
+    import torch
 
 SPEED_FILE = "speed.json"
 
@@ -165,7 +169,7 @@ def _work(path: Path) -> None:
         print(json.dumps(answer), flush=True)
 
 
-def _step_of(values: dict) -> tuple[Callable[[], None], "torch.device", int, int]:  # noqa: F821, UP037
+def _step_of(values: dict) -> tuple[Callable[[], None], torch.device, int, int]:
     """A step of a run's configuration, its device, and the tokens and FLOPs a token of it."""
     import torch
     from omegaconf import OmegaConf

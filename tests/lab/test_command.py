@@ -1,0 +1,109 @@
+"""compare.py from its command line to its files."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from gptstar.configuration import with_list
+from gptstar.lab.command import CompareConfig, compare_runs
+from gptstar.lab.speed import Measured, Speeds, write_speeds
+from gptstar.training.loop import train
+
+
+@pytest.fixture
+def compare(door):
+    def call(*arguments: str):
+        found = []
+        given = with_list(list(arguments), "runs", options=("log",))
+        door(
+            *given,
+            name="compare",
+            schema=CompareConfig,
+            main=lambda config: found.append(compare_runs(config, Console())),
+        )
+        return found[0]
+
+    return call
+
+
+@pytest.fixture
+def study(train_config, tmp_path) -> Path:
+    """Two variants, two seeds, as `StudySweeper` leaves them."""
+    folder, runs = tmp_path / "study", {}
+    for name, d_ff in (("narrow", 24), ("wide", 48)):
+        for seed in (0, 1):
+            config = replace(train_config, run_dir=str(folder / f"{name}-{seed}"))
+            config.model = replace(config.model, d_ff=d_ff)
+            config.trainer = replace(config.trainer, seed=seed)
+            train(config)
+            runs[f"{name}-{seed}"] = {"variant": name, "seed": seed}
+    about = {
+        "name": "study",
+        "why": "does width help?",
+        "command": "python train.py -m experiment=x",
+        "baseline": "narrow",
+        "variants": {"narrow": {"why": "24"}, "wide": {"why": "48"}},
+        "runs": runs,
+    }
+    (folder / "study.yaml").write_text(yaml.safe_dump(about))
+    return folder
+
+
+def test_a_study_becomes_a_report_and_an_entry_of_the_log(compare, study, capsys):
+    Path("traininglog.md").write_text("# Training log\n")
+    found = compare(str(study), "--log", "Width, and what it buys")
+    assert [v.name for v in found.variants] == ["narrow", "wide"] and not found.excluded
+    assert all(len(v.seeds) == 2 and v.parameters and v.flops_per_token for v in found.variants)
+    assert found.variants[1].difference == {"model.d_ff": (24, 48)}
+    assert (
+        found.variants[0].curves["tokens"].x == [128.0 * 4, 128.0 * 8] or len(found.variants[0].curves["tokens"].x) == 2
+    )
+    report = study / "comparison"
+    names = {path.name for path in report.iterdir()}
+    assert {"report.md", "report.html", "study.json", "loss_tokens.png", "effects.png"} <= names
+    assert json.loads((report / "study.json").read_text())["variants"][1]["name"] == "wide"
+    assert "does width help?" in (report / "report.md").read_text()
+    log = Path("traininglog.md").read_text()
+    assert "· Width, and what it buys" in log and "python train.py -m experiment=x" in log
+    said = capsys.readouterr().out
+    assert "wide" in said and "report.md" in said
+
+
+def test_speeds_measured_before_are_used_and_broken_runs_named(compare, study):
+    speeds = Speeds("quiet", "c0ffee", 2, 2, {n: Measured([10.0, 12.0], [0.5, 0.5], 1.0) for n in ("narrow", "wide")})
+    write_speeds(speeds, Path("out"))
+    metrics = study / "wide-1" / "metrics.jsonl"
+    metrics.write_text("".join(line + "\n" for line in metrics.read_text().splitlines()[:3]))
+    found = compare(*(str(run) for run in sorted(study.glob("*-*"))), "output_dir=out", "title=Mine, all of it")
+    assert found.title == "Mine, all of it" and found.variants[0].speed.interleaved
+    assert [str(study / "wide-1")] == list(found.excluded)
+    assert "wide-1" in Path("out/report.md").read_text()
+
+
+MISTAKES = [
+    ([], "runs is not set"),
+    (["nowhere"], "nowhere"),
+    (["{study}", "baseline=broad"], "baseline=broad is neither a variant nor a run here: choose one of narrow, wide"),
+    (["{study}", "measure=-1"], "measure=-1"),
+    (["{study}", "log=Title", "log_file=no.md"], "log_file=no.md is not there"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), MISTAKES, ids=[" ".join(a) for a, _ in MISTAKES])
+def test_mistakes_are_one_line(compare, study, capsys, arguments, words):
+    with pytest.raises(SystemExit) as exit_:
+        compare(*(argument.format(study=study) for argument in arguments))
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert exit_.value.code == 2 and len(lines) == 1 and words in lines[0]
+    assert not (study / "comparison").exists()
+
+
+def test_words_are_runs_and_the_rest_are_settings():
+    given = ["runs/a=b", "it's", "baseline=x", "--log", "A title", "--help", "out/*.csv"]
+    assert with_list(given, "runs", ("log",)) == [
+        *("baseline=x", "log=A title", "--help", r"runs=['runs/a=b','it\'s','out/*.csv']"),
+    ]
