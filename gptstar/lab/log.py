@@ -15,7 +15,7 @@ from gptstar.lab.tables import tables
 
 WIDTH = 120
 FIGURES = {"loss_tokens.png": "loss against tokens", "effects.png": "differences from the baseline"}
-TABLES = ("Verdicts", "To reach the baseline's final loss", "Speed and size", "Parts of the speed-up")
+TABLES = ("Final loss", "To reach the baseline's final loss", "Speed and size", "Parts of the speed-up")
 
 
 def add_entry(study: Study, title: str, report: Path, log: Path) -> None:

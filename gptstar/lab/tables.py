@@ -77,7 +77,7 @@ def _verdicts(study: Study) -> Table:
         f"95% confidence intervals. {study.test.rstrip('.')}. Seeds still needed: how many more of each variant would "
         "show a difference of 0.5%."
     )
-    return Table("Verdicts", note, [*header, "seeds still needed", "verdict"], rows)
+    return Table("Final loss", note, [*header, "seeds still needed", "verdict"], rows)
 
 
 def _p(p: float | None) -> str:

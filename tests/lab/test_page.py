@@ -58,7 +58,7 @@ def test_it_holds_the_figures_of_the_markdown_and_never_scrolls_sideways(name, v
             await page.size(width, 800)
             await page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
             assert await page.evaluate(SIDEWAYS) == 0, width
-        assert await page.evaluate("document.title") == " ".join(study.title.split())
+        assert " ".join((await page.evaluate("document.title")).split()) == " ".join(study.title.split())
 
     visit(study, then)
 

@@ -32,7 +32,7 @@ def test_intervals_in_words(interval, text):
 
 
 def test_verdicts_hold_every_figure():
-    assert table(five(), "Verdicts").rows[:3] == [
+    assert table(five(), "Final loss").rows[:3] == [
         ["gpt2", "3", "6,000,000", "3.0771 (3.0651 to 3.0891)", "-", "-", "-", "baseline"],
         [
             *("gpt2 block=parallel", "3", "6,000,000", "3.0433 (3.0313 to 3.0553)", "-1.10 (-1.80 to -0.40)"),
@@ -40,10 +40,10 @@ def test_verdicts_hold_every_figure():
         ],
         ["star_3m", "3", "6,000,000", "2.9817 (2.9697 to 2.9937)", "-3.10 (-3.80 to -2.40)", "< 0.0001", "0", "better"],
     ]
-    assert table(one_seed(), "Verdicts").header[3] == "final loss (bits/byte)"
-    assert table(one_seed(), "Verdicts").rows[1][3:] == ["3.0156", "-2.00", "-", "cannot say", "cannot say"]
-    assert table(many(), "Verdicts").rows[-1][3:6] == ["-", "-", "-"]
-    assert table(many(), "Verdicts").rows[-2][6] == "more than 1,000"
+    assert table(one_seed(), "Final loss").header[3] == "final loss (bits/byte)"
+    assert table(one_seed(), "Final loss").rows[1][3:] == ["3.0156", "-2.00", "-", "cannot say", "cannot say"]
+    assert table(many(), "Final loss").rows[-1][3:6] == ["-", "-", "-"]
+    assert table(many(), "Final loss").rows[-2][6] == "more than 1,000"
 
 
 def test_what_reaches_the_baseline_and_what_does_not():
@@ -71,7 +71,7 @@ def test_configurations_key_by_key():
 
 
 def test_a_table_without_content_is_left_out():
-    assert [each.title for each in tables(alone())] == ["Verdicts", "Loss at equal cost", "Speed and size", "Runs"]
+    assert [each.title for each in tables(alone())] == ["Final loss", "Loss at equal cost", "Speed and size", "Runs"]
 
 
 @pytest.mark.parametrize("name", drawn_from())
@@ -82,6 +82,6 @@ def test_rows_are_as_long_as_their_header(name):
 
 
 def test_figures_stand_on_the_right_and_words_on_the_left():
-    assert table(five(), "Verdicts").numeric == [False, True, True, True, True, True, True, False]
+    assert table(five(), "Final loss").numeric == [False, True, True, True, True, True, True, False]
     assert table(ablation(), "Parts of the speed-up").numeric == [False, True, True, True, True, False]
     assert not any(table(five(), "Configuration of star_3m").numeric)
