@@ -127,9 +127,10 @@ def _register_sweeps() -> None:
     from hydra.core.plugins import Plugins
 
     from gptstar.lab.launcher import ProcessLauncher
+    from gptstar.lab.ray_launcher import RayLauncher
     from gptstar.lab.sweeper import StudySweeper
 
-    for plugin in (StudySweeper, ProcessLauncher):
+    for plugin in (StudySweeper, ProcessLauncher, RayLauncher):
         Plugins.instance().register(plugin)
         Plugins.instance().class_name_to_class[f"hydra_plugins.gptstar.{plugin.__name__}"] = plugin
 

@@ -69,7 +69,7 @@ class ProcessLauncher(Launcher):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-        return [_returned(codes[number]) for number in range(len(commands))]
+        return [returned(codes[number]) for number in range(len(commands))]
 
     def _command(self, overrides: Sequence[str], number: int) -> list[str]:
         """As on a command line, with the sweep's folder and the run's name in it as its run_dir."""
@@ -103,7 +103,8 @@ def _told(command: list[str]) -> str:
     return shlex.join(["train.py", *(a for a in command[2:] if not a.startswith(hidden))])
 
 
-def _returned(code: int) -> JobReturn:
+def returned(code: int) -> JobReturn:
+    """What Hydra is told of a process that has ended."""
     result = JobReturn()
     result.status = JobStatus.COMPLETED if code == 0 else JobStatus.FAILED
     result.return_value = None if code == 0 else RuntimeError(f"exit code {code}")

@@ -153,3 +153,16 @@ def test_a_study_runs_as_jobs_of_a_cluster(corpus_dir, cache_dir, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     for name in ("a-0", "b-0"):
         assert "final_loss" in read_metrics(tmp_path / "study" / name / "metrics.jsonl")[-1]
+
+
+@pytest.mark.slow
+def test_a_study_runs_as_tasks_of_a_ray_cluster(corpus_dir, cache_dir, tmp_path):
+    pytest.importorskip("ray")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = _command(corpus_dir, cache_dir, tmp_path / "study")
+    command = ["launcher=ray" if part == "hydra/launcher=local" else part for part in command]
+    command = ["trainer.max_steps=6" if part == "trainer.max_steps=300" else part for part in command]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0 and "ended with code 0" in done.stdout, done.stdout + done.stderr
+    for name in ("a-0", "b-0"):
+        assert "final_loss" in read_metrics(tmp_path / "study" / name / "metrics.jsonl")[-1]
