@@ -41,7 +41,7 @@ def _markdown(law: Law) -> str:
         "",
         "| | value | 95% interval |",
         "|---|---|---|",
-        f"| E | {law.floor.value:.4g} | {_bounds(law.floor, '.4g')} |",
+        f"| E | {law.floor.value:.3f} | {_bounds(law.floor, '.3f')} |",
         f"| A | {law.scale_parameters.value:.4g} | {_bounds(law.scale_parameters, '.4g')} |",
         f"| alpha | {law.alpha.value:.3f} | {_bounds(law.alpha, '.3f')} |",
         f"| B | {law.scale_tokens.value:.4g} | {_bounds(law.scale_tokens, '.4g')} |",
