@@ -1,290 +1,138 @@
-"""A scaling law over a ladder of runs: L(N, D) = E + A / N^alpha + B / D^beta (Hoffmann et al., arXiv:2203.15556).
-
-L is the final held-out loss in nats a token, D the tokens trained on, N the trainable parameters with the tied
-embedding table counted once. The table is counted because it is the head too, whose FLOPs are in C = 6 N D; leaving it
-out (Kaplan et al., arXiv:2001.08361) at small sizes is much of why two published laws disagree (Pearce and Song,
-arXiv:2406.12907). As it is a fifth to four fifths of these N, the law without it is fitted too, to be judged beside the
-other by what was held out.
-
-The fit is their third approach: the Huber loss of residuals of log L, whose model is a log-sum-exp, minimised by L-BFGS
-from a grid of starts. What Besiroglu et al. (arXiv:2404.10102) found wrong in the original is avoided: residuals are
-summed, not averaged, and scaled by the Huber threshold, so that the optimizer does not stop early at a tiny objective;
-nothing is rounded before it is used; intervals come from refits. For given exponents L is linear in E, A and B, so the
-grid of starts is over the exponents alone and the rest is solved for.
-
-Each point is a run of its own whose learning rate has decayed at its own budget. The middle of a longer schedule has a
-higher loss than a run that ends there, which would bend beta and the optimal sizes: Hoffmann et al. hold that against
-the earlier law.
-"""
+"""scaling.md, scaling.png and scaling.json of a scaling law."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
-from scipy.optimize import minimize, nnls
 
-from gptstar.errors import UserError
+from gptstar.files import replace_text
+from gptstar.lab.law import Law, Point, find_law
 from gptstar.lab.runs import Run
 from gptstar.lab.study import Interval
 
-DELTA = 1e-3  # where the Huber loss turns linear, in log L
-EXPONENTS = np.linspace(0.05, 1.5, 11)  # of the grid of starts
-BOUNDS = [(-20.0, 20.0)] * 3 + [(0.01, 2.0)] * 2
-STARTS = 3  # of the grid, from which the best fit is sought
-DRAWS = 400  # of the bootstrap
-N_FREE = 5
-LEAST_RUNS, LEAST_VALUES = 7, 3
+COLOURS = ("#332288", "#88ccee", "#117733", "#ddcc77", "#cc6677", "#aa4499")
 
 
-@dataclass(frozen=True)
-class Point:
-    """One run: parameters, tokens, final loss, and what the law says; held_out: not fitted to.
+def write_law(runs: list[Run], hold_out: list[str], folder: Path) -> Law:
+    """Fits the law to the runs' final losses, those of the variants in `hold_out` left out, and writes all three files.
 
-    predicted   the law's value, and the 95% interval in which a run of this size should fall
+    UserError as of `gptstar.lab.law.find_law`.
     """
-
-    name: str
-    parameters: int
-    tokens: int
-    loss: float
-    predicted: Interval
-    held_out: bool
-
-    @property
-    def error(self) -> float:
-        """Measured over predicted, less one."""
-        return self.loss / self.predicted.value - 1
+    law = find_law(runs, hold_out)
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_text(folder / "scaling.json", json.dumps(asdict(law), indent=1) + "\n")
+    replace_text(folder / "scaling.md", _markdown(law))
+    _draw(law, folder / "scaling.png")
+    return law
 
 
-@dataclass(frozen=True)
-class Optimum:
-    """Which size and how many tokens give the lowest loss for a budget in FLOPs. beyond: the largest run's, so an
-    extrapolation.
-    """
-
-    flops: float
-    parameters: Interval
-    tokens: Interval
-    loss: Interval
-    beyond: bool
-
-
-@dataclass(frozen=True)
-class Law:
-    """A fitted law.
-
-    floor      E; scale_parameters, scale_tokens: A and B
-    spread     standard deviation of a run around the law, as a share of its loss
-    other      the mean absolute error of what was held out where the embedding table is not counted, and where it is
-    notes      what a reader has to know
-    """
-
-    floor: Interval
-    scale_parameters: Interval
-    scale_tokens: Interval
-    alpha: Interval
-    beta: Interval
-    spread: float
-    points: list[Point]
-    optima: list[Optimum]
-    other: tuple[float, float] | None = None
-    notes: list[str] = field(default_factory=list)
-
-    def loss(self, parameters: np.ndarray | float, tokens: np.ndarray | float) -> np.ndarray:
-        """Predicted, in nats a token."""
-        theta = (self.floor, self.scale_parameters, self.scale_tokens, self.alpha, self.beta)
-        e, a, b, alpha, beta = (each.value for each in theta)
-        return e + a / np.asarray(parameters) ** alpha + b / np.asarray(tokens) ** beta
-
-
-@dataclass(frozen=True)
-class Fit:
-    """Of the law, in coordinates around the ladder's middle: log E, log A', log B', alpha, beta."""
-
-    theta: np.ndarray
-    middle: tuple[float, float]  # of log N and log D
-
-    def log_loss(self, n: np.ndarray, d: np.ndarray) -> np.ndarray:
-        """Predicted log L."""
-        return _log_loss(self.theta, np.log(n) - self.middle[0], np.log(d) - self.middle[1])[0]
-
-    def constants(self) -> np.ndarray:
-        """E, A, B, alpha, beta."""
-        e, a, b, alpha, beta = self.theta
-        return np.array([*np.exp([e, a + alpha * self.middle[0], b + beta * self.middle[1]]), alpha, beta])
-
-    def best(self, flops: float) -> tuple[float, float]:
-        """The N and D with the lowest loss where 6 N D is `flops`."""
-        _, a, b, alpha, beta = self.theta
-        total = np.log(flops / 6) - sum(self.middle)  # of both logarithms, from the middle
-        log_n = (np.log(alpha) + a - np.log(beta) - b + beta * total) / (alpha + beta)
-        return float(np.exp(log_n + self.middle[0])), float(np.exp(total - log_n + self.middle[1]))
-
-
-def fit_law(n: np.ndarray, d: np.ndarray, loss: np.ndarray, start: Fit | None = None) -> Fit:
-    """The law that fits runs of n parameters and d tokens best. start: a fit of nearly the same losses, from which
-    this one is sought instead of from the grid.
-    """
-    middle = float(np.log(n).mean()), float(np.log(d).mean())
-    x, y, target = np.log(n) - middle[0], np.log(d) - middle[1], np.log(loss)
-    starts = _grid(x, y, loss) if start is None else [start.theta]
-    options = {"maxiter": 1000, "ftol": 1e-12, "gtol": 1e-7}
-    found = [
-        minimize(_objective, each, (x, y, target), method="L-BFGS-B", jac=True, bounds=BOUNDS, options=options)
-        for each in starts
+def _markdown(law: Law) -> str:
+    fitted = [point for point in law.points if not point.held_out]
+    held_out = [point for point in law.points if point.held_out]
+    lines = [
+        "# Scaling law",
+        "",
+        f"L(N, D) = E + A / N^alpha + B / D^beta over {len(fitted)} runs: final held-out loss in nats a token, N "
+        "trainable parameters (the tied embedding table once), D tokens trained on. "
+        f"Runs are {100 * law.spread:.2f}% (standard deviation) around it.",
+        "",
+        "| | value | 95% interval |",
+        "|---|---|---|",
+        f"| E | {law.floor.value:.3f} | {_bounds(law.floor, '.3f')} |",
+        f"| A | {law.scale_parameters.value:.4g} | {_bounds(law.scale_parameters, '.4g')} |",
+        f"| alpha | {law.alpha.value:.3f} | {_bounds(law.alpha, '.3f')} |",
+        f"| B | {law.scale_tokens.value:.4g} | {_bounds(law.scale_tokens, '.4g')} |",
+        f"| beta | {law.beta.value:.3f} | {_bounds(law.beta, '.3f')} |",
+        "",
+        "The constants are known together much better than each alone: wide intervals here and narrow ones below are "
+        "no contradiction.",
+        *("", "![loss against parameters](scaling.png)", ""),
     ]
-    return Fit(min(found, key=lambda each: each.fun).x, middle)
-
-
-def _grid(x: np.ndarray, y: np.ndarray, loss: np.ndarray) -> list[np.ndarray]:
-    """The best starts: for each pair of exponents, E, A and B that are not negative by least squares of L / loss."""
-    made = []
-    for alpha in EXPONENTS:
-        for beta in EXPONENTS:
-            columns = np.stack([np.ones_like(x), np.exp(-alpha * x), np.exp(-beta * y)], 1) / loss[:, None]
-            linear, rest = nnls(columns, np.ones_like(x))
-            made.append((rest, [*np.log(np.maximum(linear, 1e-4)), alpha, beta]))
-    return [np.array(theta) for _, theta in sorted(made)[:STARTS]]
-
-
-def _log_loss(theta: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """log(E + A e^(-alpha x) + B e^(-beta y)), and the share of each term in it (3, runs)."""
-    e, a, b, alpha, beta = theta
-    terms = np.stack([np.full_like(x, e), a - alpha * x, b - beta * y])
-    value = np.logaddexp.reduce(terms)
-    return value, np.exp(terms - value)
-
-
-def _objective(theta: np.ndarray, x: np.ndarray, y: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
-    """The Huber loss in units of DELTA squared, and its gradient."""
-    value, (share_e, share_a, share_b) = _log_loss(theta, x, y)
-    scaled = (value - target) / DELTA
-    slope = np.clip(scaled, -1, 1)
-    total = float((slope * (scaled - slope / 2)).sum())
-    gradient = np.stack([share_e, share_a, share_b, -x * share_a, -y * share_b]) @ slope / DELTA
-    return total, gradient
-
-
-def refits(fit: Fit, n: np.ndarray, d: np.ndarray, loss: np.ndarray, draws: int, seed: int = 0) -> list[tuple]:
-    """[(fit, spread)]: what might have been found with other seeds, by a parametric bootstrap over runs.
-
-    Each draw makes up losses around the law and fits anew. How far runs are from the law is itself known from few of
-    them only, so each draw takes a spread from its own distribution (chi-squared, runs less constants).
-    """
-    rng = np.random.default_rng(seed)
-    expected = fit.log_loss(n, d)
-    free = len(n) - N_FREE
-    squares = ((np.log(loss) - expected) ** 2).sum()
-    made = []
-    for _ in range(draws):
-        spread = float(np.sqrt(squares / rng.chisquare(free)))
-        made.append((fit_law(n, d, np.exp(expected + spread * rng.standard_normal(len(n))), fit), spread))
-    return made
-
-
-def find_law(runs: list[Run], hold_out: list[str], draws: int = DRAWS) -> Law:
-    """The law of all runs but those of the variants named in `hold_out`, which it then predicts.
-
-    UserError for runs that cannot be compared, too few of them, and a name that none has.
-    """
-    usable, notes = _usable(runs)
-    known = {name_of(run) for run in usable}
-    if unknown := sorted(set(hold_out) - known):
-        raise UserError(f"hold_out={unknown[0]} is no finished run: choose of {', '.join(sorted(known))}")
-    out = np.array([name_of(run) in hold_out for run in usable])
-    n, d, loss = (np.array([each(run) for run in usable], float) for each in (_parameters, _tokens, _final))
-    kept = ~out
-    for what, values in (("sizes", n[kept]), ("budgets", d[kept])):
-        if len(values) < LEAST_RUNS or len(np.unique(values)) < LEAST_VALUES:
-            raise UserError(
-                f"{len(values)} runs with {len(np.unique(values))} {what} are too few for the {N_FREE} constants of a "
-                f"scaling law: it takes {LEAST_RUNS} runs with {LEAST_VALUES} sizes and {LEAST_VALUES} budgets beside "
-                "those held out"
+    if held_out:
+        inside = sum(_inside(point) for point in held_out)
+        lines += ["## What was held out", "", "| run | N | D | predicted | 95% interval | measured | error |"]
+        lines += ["|---|---|---|---|---|---|---|", *(_row(point) for point in held_out)]
+        lines += ["", f"{inside} of {len(held_out)} within the interval in which a single run should fall."]
+        if law.other is not None:
+            lines[-1] += (
+                f" The mean error is {100 * law.other[1]:.2f}%; with N without the embedding table it would be "
+                f"{100 * law.other[0]:.2f}%."
             )
-    fit = fit_law(n[kept], d[kept], loss[kept])
-    drawn = refits(fit, n[kept], d[kept], loss[kept], draws)
-    rng = np.random.default_rng(1)
-    points = []
-    for i, run in enumerate(usable):
-        center = float(np.exp(fit.log_loss(n[i : i + 1], d[i : i + 1])[0]))
-        might = [other.log_loss(n[i : i + 1], d[i : i + 1])[0] + s * rng.standard_normal() for other, s in drawn]
-        predicted = _interval(center, np.exp(might))
-        points.append(Point(name_of(run), int(n[i]), int(d[i]), float(loss[i]), predicted, bool(out[i])))
-    constants = fit.constants()
-    each = np.array([other.constants() for other, _ in drawn])
-    e, a, b, alpha, beta = (_interval(float(constants[i]), each[:, i]) for i in range(N_FREE))
-    residuals = np.log(loss[kept]) - fit.log_loss(n[kept], d[kept])
-    spread = float(np.sqrt((residuals**2).sum() / (len(residuals) - N_FREE)))
-    for name, at, bounds in zip(("alpha", "beta"), fit.theta[3:], BOUNDS[3:], strict=True):
-        if at < bounds[0] * 1.01 or at > bounds[1] * 0.99:
-            notes.append(f"{name} is at the end of what was tried ({at:g}): these runs do not tell it")
-    most = float((6 * n * d).max())
-    optima = [_optimum(flops, fit, drawn, most) for flops in most * np.array([0.1, 1.0, 10.0, 100.0])]
-    other = None
-    if out.any():
-        bare = np.array([_parameters(run) - _table(run) for run in usable], float)
-        without = fit_law(bare[kept], d[kept], loss[kept])
-        other = _error(without, bare[out], d[out], loss[out]), _error(fit, n[out], d[out], loss[out])
-    return Law(e, a, b, alpha, beta, spread, points, optima, other, notes)
-
-
-def name_of(run: Run) -> str:
-    """By which a run is held out."""
-    return run.variant or run.name
-
-
-def _usable(runs: list[Run]) -> tuple[list[Run], list[str]]:
-    """Those that have ended, and a note for each that has not. UserError where they were not measured alike."""
-    notes = []
-    usable = []
-    for run in runs:
-        lacks = [what for what in ("final_loss", "parameters") if getattr(run, what) is None]
-        if run.problem or lacks or not _tokens(run):
-            notes.append(f"{run.source} is left out: {run.problem or 'it has no ' + [*lacks, 'tokens'][0]}")
-        else:
-            usable.append(run)
-    for what, of in (("tokenizers", lambda run: run.tokenizer), ("held-out texts", lambda run: run.held_out)):
-        found = {of(run) for run in usable} - {None}
-        if len(found) > 1:
-            raise UserError(f"the runs have {len(found)} different {what}, so their losses cannot be compared")
-    return usable, notes
-
-
-def _parameters(run: Run) -> float:
-    return float(run.parameters or 0)
-
-
-def _final(run: Run) -> float:
-    return float(run.final_loss or 0)
-
-
-def _tokens(run: Run) -> float:
-    return float(run.tokens[-1] if len(run.tokens) else run.budget or 0)
-
-
-def _table(run: Run) -> int:
-    """Parameters of the embedding table, and of the positions' where there is one that is learned."""
-    model = run.config.get("model", {})
-    rows = model.get("vocab_size", 0) + (model.get("context", 0) if model.get("position") == "learned" else 0)
-    return rows * model.get("d_model", 0)
-
-
-def _error(fit: Fit, n: np.ndarray, d: np.ndarray, loss: np.ndarray) -> float:
-    return float(np.abs(loss / np.exp(fit.log_loss(n, d)) - 1).mean())
-
-
-def _interval(value: float, draws: np.ndarray | list[float]) -> Interval:
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Interval(value, float(low), float(high))
-
-
-def _optimum(flops: float, fit: Fit, drawn: list[tuple], most: float) -> Optimum:
-    n, d = fit.best(flops)
-    each = np.array([other.best(flops) for other, _ in drawn])
-    losses = [
-        float(np.exp(other.log_loss(*np.array([best]).T)[0])) for best, (other, _) in zip(each, drawn, strict=True)
+    lines += ["", "## The best size for a budget", "", "C = 6 N D, which leaves out attention's own products.", ""]
+    lines += ["| FLOPs | N | 95% | D | 95% | D / N | loss | 95% | |", "|---|---|---|---|---|---|---|---|---|"]
+    for best in law.optima:
+        sizes = f"{best.parameters.value:.3g} | {_bounds(best.parameters, '.2g')}"
+        tokens = f"{best.tokens.value:.3g} | {_bounds(best.tokens, '.2g')}"
+        loss = f"{best.loss.value:.3f} | {_bounds(best.loss, '.3f')}"
+        ratio = f"{best.tokens.value / best.parameters.value:.1f}"
+        beyond = "extrapolated" if best.beyond else ""
+        lines.append(f"| {best.flops:.2g} | {sizes} | {tokens} | {ratio} | {loss} | {beyond} |")
+    lines += [
+        "",
+        "Intervals are of a parametric bootstrap over runs: they say what other seeds might have given, not what is "
+        "wrong with the law's form or with settings that suit one size better than another.",
+        *("", "## Fitted runs", "", "| run | N | D | predicted | 95% interval | measured | error |"),
+        *("|---|---|---|---|---|---|---|", *(_row(point) for point in fitted)),
     ]
-    loss = float(np.exp(fit.log_loss(np.array([n]), np.array([d]))[0]))
-    beyond = flops > 1.01 * most
-    return Optimum(flops, _interval(n, each[:, 0]), _interval(d, each[:, 1]), _interval(loss, losses), beyond)
+    if law.notes:
+        lines += ["", "## Notes", "", *(f"- {note}" for note in law.notes)]
+    return "\n".join(lines) + "\n"
+
+
+def _row(point: Point) -> str:
+    sizes = f"{point.parameters:,} | {point.tokens:,}"
+    predicted = f"{point.predicted.value:.4f} | {_bounds(point.predicted, '.4f')}"
+    return f"| {point.name} | {sizes} | {predicted} | {point.loss:.4f} | {100 * point.error:+.2f}% |"
+
+
+def _bounds(interval: Interval, form: str) -> str:
+    return f"{interval.low:{form}} to {interval.high:{form}}"
+
+
+def _inside(point: Point) -> bool:
+    low, high = point.predicted.low, point.predicted.high
+    return low is not None and high is not None and low <= point.loss <= high
+
+
+def _draw(law: Law, path: Path) -> None:
+    """Loss against parameters for each budget in tokens with what the law says, and residuals; held out: stars."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    curves, rest = figure.subplots(1, 2, width_ratios=(3, 2))
+    sizes = [point.parameters for point in law.points]
+    n = np.geomspace(min(sizes) * 0.9, max(sizes) * 1.1, 100)
+    for number, budget in enumerate(sorted({point.tokens for point in law.points})):
+        colour = COLOURS[number % len(COLOURS)]
+        points = sorted((p for p in law.points if p.tokens == budget), key=lambda point: point.parameters)
+        curves.plot(n, law.loss(n, budget), color=colour, linewidth=1.2, label=f"{budget / 1e6:.3g}M tokens")
+        bounds = [(p.predicted.low, p.predicted.high) for p in points]
+        curves.fill_between(
+            [p.parameters for p in points], *zip(*bounds, strict=True), color=colour, alpha=0.15, linewidth=0
+        )
+        for point in points:
+            style: dict = {"marker": "*", "markersize": 13} if point.held_out else {"marker": "o", "markersize": 5}
+            style |= {"color": colour, "linestyle": "", "markeredgecolor": "black", "markeredgewidth": 0.5}
+            curves.plot(point.parameters, point.loss, **style)
+            rest.plot(point.parameters, 100 * point.error, **style)
+            if point.held_out and point.predicted.low is not None and point.predicted.high is not None:
+                below, above = (
+                    100 * (b / point.predicted.value - 1) for b in (point.predicted.low, point.predicted.high)
+                )
+                rest.vlines(point.parameters, below, above, color=colour, alpha=0.5)
+    curves.set(ylabel="final held-out loss (nats/token)")
+    curves.set_title("fitted (dots), held out (stars), 95% of single runs (bands)", fontsize=10)
+    curves.legend(frameon=False, fontsize=8)
+    rest.axhline(0, color="#888888", linewidth=0.9)
+    rest.set(ylabel="measured over predicted, %", title="residuals")
+    for axes in (curves, rest):
+        axes.set(xscale="log", xlabel="parameters (millions)")
+        axes.set_xticks(sorted(set(sizes)), [f"{size / 1e6:.3g}" for size in sorted(set(sizes))], fontsize=8)
+        axes.minorticks_off()
+        axes.grid(alpha=0.25)
+    figure.savefig(path, dpi=110)

@@ -164,12 +164,13 @@ def _draw(search: Search, trials: list[Trial], best: Trial | None, path: Path) -
     curves.set(xlabel="tokens (millions)", ylabel="held-out loss (nats/token)", title="trials; dotted: the rungs")
     complete = [trial for trial in trials if trial.final is not None]
     if complete:
-        numbers = [trial.number + 1 for trial in complete]
+        numbers = [trial.number for trial in complete]
         finals = [trial.final for trial in complete if trial.final is not None]
         progress.plot(numbers, finals, "o", color=COLOURS["complete"], label="complete")
         lowest = [min(finals[: i + 1]) for i in range(len(finals))]
         progress.step(numbers, lowest, where="post", color="#117733", label="best so far")
         progress.legend(frameon=False)
+    progress.xaxis.get_major_locator().set_params(integer=True)
     progress.set(xlabel="trial", ylabel="final loss (nats/token)", title="complete trials")
     for axes in (curves, progress):
         axes.grid(alpha=0.25)
