@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gptstar.model.adapters import freeze_all_but_adapters
 from gptstar.model.config import ModelConfig

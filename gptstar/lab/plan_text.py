@@ -31,13 +31,15 @@ def sheets(plan: Plan) -> list[Sheet]:
 def headline(plan: Plan) -> str:
     """One line: what, on what, how long."""
     devices = "1 device" if plan.devices == 1 else f"{plan.devices} devices"
-    return f"{plan.model} on {plan.hardware} ({devices}): {duration(plan.hours)}, {plan.tokens_per_second:,.0f} tokens/s"
+    return (
+        f"{plan.model} on {plan.hardware} ({devices}): {duration(plan.hours)}, {plan.tokens_per_second:,.0f} tokens/s"
+    )
 
 
 def verdict(plan: Plan) -> str:
     """Whether it fits, and what would."""
     said = f"{gib(plan.needed)} of {gib(plan.available)} GiB"
-    return f"fits: {said}" if plan.fits else f"does not fit: {said}; set {plan.remedy}"
+    return f"fits: {said}" if plan.fits else f"does not fit: {said}; {plan.remedy}"
 
 
 def markdown(plan: Plan, more: list[Sheet] | None = None) -> str:
@@ -56,7 +58,7 @@ def show(plan: Plan, console: Console, more: list[Sheet] | None = None) -> None:
     for sheet in [*sheets(plan), *(more or [])]:
         table = Table(title=sheet.title, title_justify="left", show_header=any(sheet.heads))
         for i, head in enumerate(sheet.heads):
-            table.add_column(head, justify="right" if i else "left")
+            table.add_column(head, justify="right" if i and any(sheet.heads) else "left")
         for row in sheet.rows:
             table.add_row(*row)
         console.print(table)
