@@ -58,8 +58,8 @@ class Efficiency:
 # link's rate, and the last bucket of gradients, with the first layer's, has no backward pass to hide behind: 0.8.
 GPU = Efficiency(matmul=0.6, attention=0.35, memory=0.85, link=0.6, overlap=0.8)
 # A CPU's peak and bandwidth are measured. The peak is of a product whose operands lie in the caches, in a step they
-# come from memory: 0.85. Attention: 0.33 to 0.41 of the peak, forward and backward, for heads of 48 to 128 channels, with a
-# bias or without (one core of an EPYC with AVX-512, 2026-11-21). A copy is what moving numbers is like.
+# come from memory: 0.85. Attention: 0.33 to 0.41 of the peak, forward and backward, for heads of 48 to 128 channels,
+# with a bias or without (one core of an EPYC with AVX-512, 2026-11-21). A copy is what moving numbers is like.
 CPU = Efficiency(matmul=0.85, attention=0.35, memory=1.0, link=0.6, overlap=0.8)
 
 

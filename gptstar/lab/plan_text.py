@@ -93,7 +93,7 @@ def _summary(plan: Plan) -> list[tuple[str, ...]]:
 
 
 def _memory(plan: Plan) -> list[tuple[str, ...]]:
-    rows = [(part, gib(n_byte)) for part, n_byte in plan.memory.items()]
+    rows: list[tuple[str, ...]] = [(part, gib(n_byte)) for part, n_byte in plan.memory.items()]
     return [*rows, ("all", gib(plan.needed)), ("available", gib(plan.available))]
 
 

@@ -31,7 +31,9 @@ def test_weights_gradients_and_moments_are_those_of_a_built_model(optimizer, cha
     stepper = build_optimizer(model, OptimizerConfig(name=optimizer))
     model(tokens, tokens).backward()
     stepper.step()
-    planned = memory(config, Setting("fp32", "cpu", "sdpa", rows=2, n_token=16, trainable=trainable, optimizer=optimizer))
+    planned = memory(
+        config, Setting("fp32", "cpu", "sdpa", rows=2, n_token=16, trainable=trainable, optimizer=optimizer)
+    )
     assert planned["weights"] == sum(p.nbytes for p in model.parameters())
     assert planned["gradients"] == sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
     assert planned["optimizer moments"] == state_bytes(stepper)

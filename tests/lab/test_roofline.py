@@ -69,7 +69,9 @@ def test_more_devices_never_compute_longer(name, power, compiled, attention):
     config, rates = preset(name), Rates.of(load_hardware("a5000"), "bf16")
 
     def seconds(devices: int) -> float:
-        how = Setting("bf16", "cuda", attention, compiled, parallel="ddp", n_share=devices, rows=64 // devices, n_token=256)
+        how = Setting(
+            "bf16", "cuda", attention, compiled, parallel="ddp", n_share=devices, rows=64 // devices, n_token=256
+        )
         return sum(part.seconds for part in compute_parts(config, weights(config, how), how, rates).values())
 
     assert seconds(2 ** (power + 1)) <= seconds(2**power)
