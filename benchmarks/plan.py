@@ -19,8 +19,6 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parent)]
-
 from contestants import Contestant, serve
 
 from gptstar.allocator import keep_freed_memory
@@ -137,7 +135,9 @@ def main() -> None:
             "commit": revision,
             "batch": BATCH,
             "lengths": LENGTHS,
-            "hardware": [{"peak": m["peaks"]["fp32"], **{k: m[k] for k in ("bandwidth", "functions")}} for m in machines],
+            "hardware": [
+                {"peak": m["peaks"]["fp32"], **{k: m[k] for k in ("bandwidth", "functions")}} for m in machines
+            ],
             "planned_seconds": planned,
             "measured_seconds": seconds,
             "planned_shares": parts,

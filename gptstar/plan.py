@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from gptstar.configuration import EXIT_BAD_INPUT, config_directory, run_door
@@ -48,7 +48,7 @@ def plan_or_train(main: Callable[[TrainConfig], None]) -> None:
         run_door("train", TrainConfig, main)
     else:
         sys.argv[1:] = arguments
-        run_door("train", PlanConfig, show_plan)
+        run_door("train", PlanConfig, lambda config: print_plan(config, Console()))
 
 
 def plan_arguments(arguments: Sequence[str]) -> list[str] | None:
@@ -62,7 +62,8 @@ def plan_arguments(arguments: Sequence[str]) -> list[str] | None:
         return None
     if {"-m", "--multirun"} & {*arguments}:
         raise UserError("plan=true plans one run: leave -m out, and plan each run of the sweep by itself")
-    kept = ["+" + argument if argument.startswith("hardware=") else argument for argument in kept]
+    # A group that training does not have; in quotes, because 3090 is a number otherwise.
+    kept = [f"+hardware='{a.partition('=')[2]}'" if a.startswith("hardware=") else a for a in kept]
     return [*kept, "hydra.run.dir=."]  # nothing is run, so no folder is made
 
 
@@ -73,6 +74,7 @@ def load_hardware(name: str, **changes: Any) -> Hardware:
         known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
         raise UserError(f"hardware={name} is unknown: choose one of {known}")
     own = OmegaConf.load(folder / f"{name}.yaml")
+    assert isinstance(own, DictConfig)
     bases = [base for base in own.pop("defaults", []) if base != "_self_"]
     parts = [OmegaConf.load(folder / f"{base}.yaml") for base in bases]
     made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Hardware), *parts, own, changes))
@@ -80,18 +82,14 @@ def load_hardware(name: str, **changes: Any) -> Hardware:
     return made
 
 
-def show_plan(config: PlanConfig, console: Console | None = None) -> Plan:
+def print_plan(config: PlanConfig, console: Console) -> None:
     """Prints it, and writes what `output` asks for. Raises UserError for what cannot be planned."""
     run = find_run(config.resume) if config.resume else None
     training = TrainConfig(**{each.name: getattr(config, each.name) for each in fields(TrainConfig)})
-    hardware = config.hardware
-    wanted = [hardware.precision(config.trainer.precision)]
-    if config.optimizer.name == "muon":
-        wanted.append("bf16")
-    hardware = measured(hardware, tuple(dict.fromkeys(wanted)))
+    hardware = measured(config.hardware, config.trainer.precision, config.optimizer.name)
     found = plan(training, hardware, mfu=config.mfu)
     more = [] if run is None else [beside(found, read_metrics(run / "metrics.jsonl"), str(run))]
-    show(found, console or Console(), more)
+    show(found, console, more)
     if config.output:
         folder = Path(config.output).expanduser()
         try:
@@ -100,11 +98,10 @@ def show_plan(config: PlanConfig, console: Console | None = None) -> Plan:
             found.write(folder / "plan.json")
         except OSError as error:
             raise UserError(f"output={folder} cannot be written ({error.strerror or error}): choose another") from error
-    return found
 
 
 def beside(planned: Plan, lines: list[dict], run: str) -> Sheet:
-    """Measured of a run, medians over its steps but the first ones, beside what was planned. UserError without steps."""
+    """Measured of a run, medians over all but its first steps, beside what was planned. UserError without steps."""
     steps = [line for line in lines if "seconds" in line and line.get("tokens_per_second")]
     if not steps:
         raise UserError(f"resume={run} has no steps in metrics.jsonl: plan without resume=, or train it first")
@@ -119,7 +116,5 @@ def beside(planned: Plan, lines: list[dict], run: str) -> Sheet:
     ]
     if known := [line["mfu"] for line in settled if line.get("mfu")]:
         rows.insert(1, ("MFU", planned.mfu, statistics.median(known), "{:.1%}"))
-    table = [
-        (name, form.format(a), form.format(b), f"{b / a:.2f}" if a else "") for name, a, b, form in rows
-    ]
+    table: list[tuple[str, ...]] = [(name, form.format(a), form.format(b), f"{b / a:.2f}") for name, a, b, form in rows]
     return Sheet(f"measured in {run}", ("", "planned", "measured", "measured / planned"), table)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 
 import torch
 
+from gptstar.device import DTYPES
 from gptstar.environment import cpu_name
 from gptstar.errors import UserError
 from gptstar.training.throughput import CUDA_PEAKS, measure_bandwidth, measure_matmul_peak
@@ -36,7 +37,8 @@ class Efficiency:
     def __post_init__(self) -> None:
         for each in fields(self):
             value = getattr(self, each.name)
-            if value is not None and not 0 <= value <= 1 or value == 0 and each.name != "overlap":
+            least = 0.0 if each.name == "overlap" else 1e-6
+            if value is not None and not least <= value <= 1:
                 raise ValueError(f"hardware.efficiency.{each.name}={value} must lie in (0, 1]")
 
     def over(self, usual: Efficiency) -> Efficiency:
@@ -55,9 +57,10 @@ class Efficiency:
 # figure 5). A kernel that only moves numbers reaches 0.85 of the memory's bandwidth. Rings between GPUs reach 0.6 of a
 # link's rate, and the last bucket of gradients, with the first layer's, has no backward pass to hide behind: 0.8.
 GPU = Efficiency(matmul=0.6, attention=0.35, memory=0.85, link=0.6, overlap=0.8)
-# A CPU's peak and bandwidth are measured, so they are what is reached. Attention: 0.33 to 0.41 of the peak forward and
-# backward, for heads of 48 to 128 channels, with a bias or without (one core of an EPYC with AVX-512, 2026-11-21).
-CPU = Efficiency(matmul=1.0, attention=0.35, memory=1.0, link=0.6, overlap=0.8)
+# A CPU's peak and bandwidth are measured. The peak is of a product whose operands lie in the caches, in a step they
+# come from memory: 0.85. Attention: 0.33 to 0.41 of the peak, forward and backward, for heads of 48 to 128 channels,
+# with a bias or without (one core of an EPYC with AVX-512, 2026-11-21). A copy is what moving numbers is like.
+CPU = Efficiency(matmul=0.85, attention=0.35, memory=1.0, link=0.6, overlap=0.8)
 
 
 @dataclass
@@ -134,28 +137,28 @@ class Hardware:
         return self.efficiency.over(GPU if self.device == "cuda" else CPU)
 
 
-def measured(hardware: Hardware, precisions: tuple[str, ...] = ("fp32",)) -> Hardware:
+def measured(hardware: Hardware, precision: str = "auto", optimizer: str = "adamw") -> Hardware:
     """`this`, with what it lacks measured now, in a few seconds; any other machine as it is.
 
-    precisions: those that a peak is wanted for.
+    precision, optimizer: of the run, as they decide which peaks are wanted.
     """
     if hardware.name != "this":
         return hardware
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    both = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    half = ["fp16", "bf16"] if both else ["fp16"] if cuda else []
+    found = replace(hardware, device=device.type, half=half)
+    wanted = {found.precision(precision)} | ({"bf16"} if optimizer == "muon" else set())
     size, repeats = (8192, 10) if cuda else (1536, 4)
     peaks = {
-        precision: measure_matmul_peak(device, size, repeats, dtypes[precision])
-        for precision in precisions
-        if precision not in hardware.peaks
+        each: measure_matmul_peak(device, size, repeats, DTYPES[each])
+        for each in sorted(wanted)
+        if each not in hardware.peaks
     }
-    half = ["fp16", "bf16"] if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else ["fp16"]
     memory = torch.cuda.get_device_properties(device).total_memory if cuda else _main_memory()
     return replace(
-        hardware,
-        device=device.type,
-        half=half if cuda else [],
+        found,
         peaks={**peaks, **hardware.peaks},
         memory_gib=hardware.memory_gib or memory / 2**30,
         bandwidth=hardware.bandwidth or measure_bandwidth(device, n_byte=2**27),

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gptstar.model.adapters import freeze_all_but_adapters
 from gptstar.model.config import ModelConfig
@@ -144,7 +144,7 @@ def attention_kept(config: ModelConfig, how: Setting) -> float:
     """Bytes a token and layer that autograd keeps of attention, its queries, keys and values included."""
     heads, shared, size, s = config.n_head, config.n_key_value, config.head_size, how.width
     turns = ("rotary" in config.schemes) + config.qk_norm
-    kept = (config.d_attention + 2 * shared * size + turns * (heads + shared) * size) * s
+    kept = 1.0 * (config.d_attention + 2 * shared * size + turns * (heads + shared) * size) * s
     if how.kernel == "dense":  # copies of q, k and v; probabilities, on CUDA in fp32 and as they are multiplied
         shared_block = config.block == "parallel_shared"  # whose one matrix product keeps the originals alive
         copies = (kept if shared_block else config.d_attention * s) + 3 * config.d_attention * s
@@ -160,7 +160,7 @@ def layer_kept(config: ModelConfig, how: Setting) -> float:
     """Bytes a token that autograd keeps of one layer's forward pass, on a device; its input, in fp32, among them."""
     C, F, s = config.d_model, config.d_feedforward, how.width
     streams, normed = KEPT_STREAMS.get(config.block, (2, 2))
-    cut = KEPT_WIDTHS.get(config.activation, 2) * F * s
+    cut = 1.0 * KEPT_WIDTHS.get(config.activation, 2) * F * s
     if config.block in ("gmlp", "amlp"):
         cut += 3 * F * s  # normed for the gate, the gate, and what it multiplies
     if config.block != "gmlp":

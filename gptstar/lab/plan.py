@@ -269,12 +269,14 @@ def remedy(model: ModelConfig, how: Setting, available: float) -> str:
     if how.recompute < layers and (rows := largest_microbatch(model, again, share, available)):
         found.append(f"trainer.recompute={layers}" + (f" trainer.microbatch={rows}" if rows < how.rows else ""))
     sharded = dataclasses.replace(how, parallel="fsdp")
-    if how.n_share > 1 and how.parallel == "ddp" and how.n_tensor == 1:
-        if rows := largest_microbatch(model, sharded, share, available):
-            more = f" trainer.microbatch={rows}" if rows < how.rows else ""
-            precision = " trainer.precision=bf16" if how.precision == "fp16" else ""
-            found.append(f"trainer.parallel=fsdp{precision}{more}")
-    return ", or ".join(found) or "more devices with trainer.parallel=fsdp, devices with more memory, a smaller model"
+    copies = how.n_share > 1 and how.parallel == "ddp" and how.n_tensor == 1
+    if copies and (rows := largest_microbatch(model, sharded, share, available)):
+        more = f" trainer.microbatch={rows}" if rows < how.rows else ""
+        precision = " trainer.precision=bf16" if how.precision == "fp16" else ""
+        found.append(f"trainer.parallel=fsdp{precision}{more}")
+    if found:
+        return f"set {', or '.join(found)}"
+    return "take more devices with trainer.parallel=fsdp, devices with more memory, or a smaller model"
 
 
 def _parts(model: ModelConfig, own: Weights, how: Setting, hardware: Hardware) -> dict[str, Part]:

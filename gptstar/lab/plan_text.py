@@ -39,7 +39,7 @@ def headline(plan: Plan) -> str:
 def verdict(plan: Plan) -> str:
     """Whether it fits, and what would."""
     said = f"{gib(plan.needed)} of {gib(plan.available)} GiB"
-    return f"fits: {said}" if plan.fits else f"does not fit: {said}; set {plan.remedy}"
+    return f"fits: {said}" if plan.fits else f"does not fit: {said}; {plan.remedy}"
 
 
 def markdown(plan: Plan, more: list[Sheet] | None = None) -> str:
@@ -58,7 +58,7 @@ def show(plan: Plan, console: Console, more: list[Sheet] | None = None) -> None:
     for sheet in [*sheets(plan), *(more or [])]:
         table = Table(title=sheet.title, title_justify="left", show_header=any(sheet.heads))
         for i, head in enumerate(sheet.heads):
-            table.add_column(head, justify="right" if i else "left")
+            table.add_column(head, justify="right" if i and any(sheet.heads) else "left")
         for row in sheet.rows:
             table.add_row(*row)
         console.print(table)
@@ -93,7 +93,7 @@ def _summary(plan: Plan) -> list[tuple[str, ...]]:
 
 
 def _memory(plan: Plan) -> list[tuple[str, ...]]:
-    rows = [(part, gib(n_byte)) for part, n_byte in plan.memory.items()]
+    rows: list[tuple[str, ...]] = [(part, gib(n_byte)) for part, n_byte in plan.memory.items()]
     return [*rows, ("all", gib(plan.needed)), ("available", gib(plan.available))]
 
 

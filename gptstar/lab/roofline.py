@@ -1,8 +1,8 @@
 """How long a training step takes, part by part, from what the hardware allows (Williams et al., 2009).
 
-Each kernel takes as long as the slowest of what it needs: FLOPs at the peak, bytes at the memory's speed, exponentials at
-the rate of these, each times the share of it that real kernels reach. Kernels run one after another; only communication
-hides behind others.
+Each kernel takes as long as the slowest of what it needs: FLOPs at the peak, bytes at the memory's speed, exponentials
+at the rate of these, each times the share of it that real kernels reach. Kernels run one after another; only
+communication hides behind others.
 """
 
 from __future__ import annotations
