@@ -162,7 +162,7 @@ def measure(model: ModelConfig, config: CoordinateConfig, seed: int) -> dict[str
 
 @torch.no_grad()
 def _activations(network: GPT, tokens_BT: Tensor) -> dict[str, Tensor]:
-    """What the first block reads, what every block writes, the logits, and how far the right ones are above the mean."""
+    """What the first block reads, what every block writes, the logits, and how far the right ones are above them."""
     seen: dict[str, Tensor] = {}
 
     def keep(name: str, module: torch.nn.Module, inputs: tuple, output: Tensor | None = None) -> None:
