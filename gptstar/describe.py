@@ -88,7 +88,9 @@ def _transfer(model: ModelConfig) -> str:
         return ""
     text = f"{model.width_ratio:.4g} times as wide as the model that learning rates are for"
     if model.width_ratio != 1:
-        text += f": logits / {model.width_ratio:.4g}, matrices of layers learn at 1 / {model.width_ratio:.4g} of the rate"
+        text += (
+            f": logits / {model.width_ratio:.4g}, matrices of layers learn at 1 / {model.width_ratio:.4g} of the rate"
+        )
         text += f" (Muon: 1 / {model.width_ratio**0.5:.4g})"
     return f"{text}; scores * {model.attention_scale:.4g}"
 

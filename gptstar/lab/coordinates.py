@@ -70,8 +70,8 @@ class Coordinates:
 
     sizes: {parametrisation: {quantity: array (widths, steps + 1)}}. Of step 0 it is the mean |coordinate| at the start,
     of every later one the mean |change| since then. Of the right logits, those of the tokens that come next above the
-    mean of all, it is |mean change|, what is learned. That of all logits has a part that is none: under muP logits start
-    out as 1/sqrt(width), and a tied head, which cannot start at zero, hands on whatever its input does at that size.
+    mean of all, it is |mean change|: what is learned. The change of all logits is mostly noise: a head that does not
+    start at zero, as a tied one cannot, hands on every change of its input, under muP with a factor of 1/sqrt(width).
     """
 
     widths: list[int]
@@ -105,7 +105,7 @@ def check_coordinates(config: CoordinateConfig, tell: Callable[[str], None] = la
 
 
 def widened(config: CoordinateConfig, width: int) -> ModelConfig:
-    """The model at another d_model, everything else in proportion. Raises UserError where heads do not come out even."""
+    """The model at another d_model, all else in proportion. Raises UserError where heads do not come out even."""
     model = config.model
     ratio = width / model.d_model
     grown = {
@@ -116,7 +116,9 @@ def widened(config: CoordinateConfig, width: int) -> ModelConfig:
     n_kv_head = grown["n_head"] * model.n_key_value / model.n_head
     for key, value in {**grown, "n_kv_head": n_kv_head}.items():
         if key != "d_ff" and (value < 1 or value % 1):
-            raise UserError(f"widths: {width} channels make model.{key}={value:g}: choose other widths or another d_head")
+            raise UserError(
+                f"widths: {width} channels make model.{key}={value:g}: choose other widths or another d_head"
+            )
     sizes = {key: round(value) for key, value in grown.items()}
     return replace(model, d_model=width, **sizes, n_kv_head=round(n_kv_head), mup_base_width=0, mup_base_head=0)
 
@@ -160,7 +162,7 @@ def measure(model: ModelConfig, config: CoordinateConfig, seed: int) -> dict[str
 
 @torch.no_grad()
 def _activations(network: GPT, tokens_BT: Tensor) -> dict[str, Tensor]:
-    """What the first block reads, what every block writes, the logits, and by how much the right ones are above others."""
+    """What the first block reads, what every block writes, the logits, and how far the right ones are above them."""
     seen: dict[str, Tensor] = {}
 
     def keep(name: str, module: torch.nn.Module, inputs: tuple, output: Tensor | None = None) -> None:
@@ -183,12 +185,13 @@ def report(found: Coordinates, config: CoordinateConfig) -> str:
     lines = [
         "# Coordinate check",
         "",
-        f"{config.model.name} at widths {', '.join(map(str, found.widths))}; optimizer {config.optimizer.name}, learning "
-        f"rate {config.optimizer.lr:g}; {config.seeds} seeds. Step 0: mean |coordinate| at the start; step {last}: mean "
-        f"|change| after {last} optimizer steps on one batch. Slope: of log(size) over log(width) at that step; 0 is flat.",
+        f"{config.model.name} at widths {', '.join(map(str, found.widths))}; optimizer {config.optimizer.name}, "
+        f"learning rate {config.optimizer.lr:g}; {config.seeds} seeds. Step 0: mean |coordinate| at the start; "
+        f"step {last}: mean |change| after {last} optimizer steps on one batch. Slope: of log(size) over log(width) at "
+        "that step; 0 is flat.",
         "",
-        "Right logits: those of the tokens that come next, above the mean of all logits; |mean change|, what is learned. "
-        "The change of all logits has a random part too, which under muP falls as 1/sqrt(width).",
+        "Right logits: those of the tokens that come next, above the mean of all logits; |mean change|: what is "
+        "learned. The change of all logits has a random part too, which under muP falls as 1/sqrt(width).",
     ]
     for step in (0, last):
         titles = [f"{name} {width}" for name in found.sizes for width in [*found.widths, "slope"]]

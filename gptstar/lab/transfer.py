@@ -1,5 +1,5 @@
-"""Does the best learning rate of a narrow model hold on a wide one? Loss over learning rate, a line a width, with muP and
-without (Yang et al., arXiv:2203.03466, figure 1), from finished runs."""
+"""Does the best learning rate of a narrow model hold on a wide one? Loss over learning rate, a line a width, with muP
+and without (Yang et al., arXiv:2203.03466, figure 1), from finished runs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Sweep:
         return float(2 ** (-b / (2 * a))) if a > 0 else self.rates[self.best]
 
     def loss_at(self, rate: float) -> float:
-        """Mean final loss, between the rates that were tried on a straight line over log(rate); infinite beyond them."""
+        """Mean final loss, between the rates tried on a straight line over log(rate); infinite beyond them."""
         if not self.rates[0] <= rate <= self.rates[-1]:
             return math.inf
         return float(np.interp(math.log2(rate), np.log2(self.rates), self.means))
@@ -93,10 +93,6 @@ def transfer(runs: list[Run]) -> Transfer:
         rate = float(run.config["optimizer"]["lr"])
         for name in {MUP if base else STANDARD, STANDARD if base in (0, width) else MUP}:
             found[name, width][rate].append(loss)
-    base_widths = {run.config["model"].get("mup_base_width", 0) for run in runs} - {0}
-    for width in base_widths:  # a standard run at the base width is a muP one too
-        if (STANDARD, width) in found and (MUP, width) not in found:
-            found[MUP, width] = found[STANDARD, width]
     sweeps: dict[str, list[Sweep]] = {STANDARD: [], MUP: []}
     for (name, width), losses in sorted(found.items()):
         if len(losses) > 2:
@@ -123,7 +119,11 @@ def transfer_markdown(found: Transfer) -> str:
             f"{found.octaves(name):+.2f} octaves ({first.optimum:.2g} to {last.optimum:.2g}); the rate that is best at "
             f"{first.width} costs {f'{cost:.4f} nats a token' if math.isfinite(cost) else 'more than was tried'} "
             f"at {last.width}."
-            + (f" At width {', '.join(edge)} the best rate is the last one tried: the optimum lies beyond." if edge else "")
+            + (
+                f" At width {', '.join(edge)} the best rate is the last one tried: the optimum lies beyond."
+                if edge
+                else ""
+            )
         )
     for name, sweeps in found.sweeps.items():
         rates = sorted({rate for sweep in sweeps for rate in sweep.rates})
@@ -162,7 +162,9 @@ def draw_transfer(found: Transfer, path: Path) -> None:
             axes.errorbar(sweep.rates, means, bars, color=colour, marker="o", ms=3, capsize=2, label=f"{sweep.width}")
             axes.axvline(sweep.optimum, color=colour, linestyle=":", linewidth=0.9)
             axes.plot(sweep.rates[sweep.best], means[sweep.best], "*", color=colour, ms=13)
-        axes.set(xscale="log", xlabel="learning rate", title=f"{name}: optimum moves {found.octaves(name):+.2f} octaves")
+        axes.set(
+            xscale="log", xlabel="learning rate", title=f"{name}: optimum moves {found.octaves(name):+.2f} octaves"
+        )
         axes.grid(alpha=0.25)
     panels[0].set_ylabel("final loss (nats/token)")
     panels[0].legend(title="width", frameon=False)

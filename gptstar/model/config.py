@@ -58,8 +58,8 @@ class ModelConfig:
     pad_vocab_to the embedding's rows are rounded up to a multiple, for speed; the extra tokens have probability 0
 
     Transfer across width (`mup.py`)
-    mup_base_width  the d_model of the model that learning rates were found on; at this width muP changes nothing. 0: off
-    mup_base_head  its d_head, where heads grow with the width; 0: they are as wide as here, and there are more of them
+    mup_base_width  d_model of the model that learning rates were found on, at which muP changes nothing; 0: no muP
+    mup_base_head   its d_head, where heads grow with the width; 0: as here, there are more of them in a wider model
     """
 
     name: str = "custom"
