@@ -75,7 +75,8 @@ def test_a_foreign_project_and_names_of_its_own(tmp_path):
     files = track(tmp_path, rows, name="theirs", config={"seed": 4, "lr": 0.1})
     run = read_wandb(files, {"validation_loss": "ce", "seconds": "my/time"})
     assert (run.problem, run.name, run.seed, run.config) == (None, "theirs", 4, {"seed": 4, "lr": 0.1})
-    assert (run.losses.tolist(), run.tokens.tolist()) == ([3.0, 2.0], [0, 10])
+    np.testing.assert_equal(run.losses, [3.0, 2.0, np.nan])
+    assert run.tokens.tolist() == [0, 10, 10]
     assert [(v.step, v.tokens, v.seconds, v.loss) for v in run.validations] == [(0, 0, None, 3.5), (1, 10, 7.5, 2.5)]
     assert run.final_loss == 2.5
     assert read_wandb(files).problem == "it has no validation loss"
