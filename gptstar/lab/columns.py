@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any
@@ -28,6 +29,7 @@ ALIASES = {
     "mfu": ("train/mfu",),
     "memory_gib": (),
 }
+COUNTS = ("step", "tokens", "tokens_per_step")
 
 
 def find_columns(names: Iterable[str], given: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -76,6 +78,7 @@ def foreign_rows(rows: Iterable[dict], tokens_per_step: float | None) -> tuple[l
     step, tokens = 0, None
     for row in rows:
         row = {key: value for key, value in row.items() if value is not None}
+        row = {key: value for key, value in row.items() if key not in COUNTS or math.isfinite(value)}
         step = int(row.get("step", step))
         each = row.pop("tokens_per_step", tokens_per_step)
         tokens = row.get("tokens", step * (each or 0) if each or not step else tokens)

@@ -54,10 +54,7 @@ def read_csv(
             "'RUN - validation_loss' for each run, as wandb exports a chart"
         )
     try:
-        if charted:
-            told = _of_chart(table, charted, found)
-        else:
-            told = _of_long_table(table, found, [name for name in names if "." in name and name not in found.values()])
+        told = _of_chart(table, charted, found) if charted else _of_long_table(table, found, _settings(names, found))
     except ValueError as error:
         raise UserError(f"{path} {error}: mend it, or export it again") from error
     named = _seeds_in_names(list(told))
@@ -67,6 +64,12 @@ def read_csv(
         variant, seed = named.get(name, (None, None)) if "seed" not in each and "variant" not in each else (None, None)
         runs.append(_run(path, name, each, config, each.get("variant", variant), each.get("seed", seed)))
     return runs
+
+
+def _settings(names: list[str], found: dict[str, str]) -> list[str]:
+    """The columns of the configuration; none that another one lies below."""
+    dotted = [name for name in names if "." in name and name not in found.values()]
+    return [name for name in dotted if not any(other.startswith(f"{name}.") for other in dotted)]
 
 
 def _charted(names: list[str], columns: Mapping[str, str] | None) -> dict[str, tuple[str, str]]:

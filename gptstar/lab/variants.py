@@ -13,7 +13,9 @@ from gptstar.lab.runs import Run
 from gptstar.lab.settings import default, flat, position, same_variant
 
 NOTHING = object()
-LONGEST = 3  # keys that are tried for a name, before all are put into it
+LONGEST = 3  # settings that a name has, where so many are enough
+SHORT = 24  # characters of a value
+TRIED = 40  # settings that names are looked for among
 
 
 def variants(runs: Iterable[Run]) -> dict[str, list[Run]]:
@@ -67,26 +69,36 @@ def _names(made: dict[str, dict], taken: set[str | None]) -> dict[str, str]:
 
 
 def _told_apart(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """For each configuration the fewest settings that no other one has, among those in which it differs from what is
-    usual: the default where some have it, else what most have. Nothing for one that is usual throughout.
+    """For each configuration the fewest settings whose values no other one has together, rather unusual values than
+    usual ones, rather short than long; nothing for one that is usual throughout.
+
+    Usual is the default where some configuration has it, else what most have.
     """
     settings = sorted({key for values in configs.values() for key in values}, key=position)
     unusual: dict[str, dict[str, Any]] = {key: {} for key in configs}
+    common: dict[str, dict[str, Any]] = {key: {} for key in configs}
     for setting in settings:
         values = {key: values.get(setting) for key, values in configs.items()}
         usual = _usual(setting, list(values.values()))
-        for key, value in values.items():
-            if value != usual:
-                unusual[key][setting] = value
-    return {key: _fewest(own, [o for other, o in unusual.items() if other != key]) for key, own in unusual.items()}
+        if any(value != usual for value in values.values()):
+            for key, value in values.items():
+                (unusual if value != usual else common)[key][setting] = value
+    return {
+        key: _fewest(own, common[key], [unusual[k] | common[k] for k in configs if k != key])
+        for key, own in unusual.items()
+    }
 
 
-def _fewest(own: dict[str, Any], others: list[dict[str, Any]]) -> dict[str, Any]:
-    for count in range(1, min(LONGEST, len(own) - 1) + 1):
-        for some in combinations(own, count):
-            if not any(all(key in other and other[key] == own[key] for key in some) for other in others):
-                return {key: own[key] for key in some}
-    return own
+def _fewest(unusual: dict[str, Any], common: dict[str, Any], others: list[dict[str, Any]]) -> dict[str, Any]:
+    if not unusual:
+        return {}
+    own = unusual | common
+    names = sorted(own, key=lambda name: (name in common, len(_shown(own[name])) > SHORT))[:TRIED]
+    for count in range(1, LONGEST + 1):
+        for some in combinations(names, count):
+            if not any(all(other[name] == own[name] for name in some) for other in others):
+                return {name: own[name] for name in some}
+    return unusual
 
 
 def _usual(setting: str, values: list[Any]) -> Any:

@@ -1,8 +1,8 @@
 """Runs in the .wandb files that wandb keeps of each, offline and online alike: RUN/wandb/offline-run-*/run-ID.wandb.
 
 Such a file is a LevelDB log (github.com/google/leveldb, doc/log_format.md; its checksums are plain CRC-32 here) after a
-header of seven bytes, and each entry a protocol buffer Record of the wandb package. wandb up to 0.23 or so had a reader
-of its own in Python; its successor is no library.
+header of seven bytes, and each entry a protocol buffer Record of the wandb package, which (0.31) has the messages but no
+reader in Python.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gptstar.errors import UserError
-from gptstar.lab.columns import find_columns, foreign_rows, number
+from gptstar.lab.columns import find_columns, foreign_rows
 from gptstar.lab.read import cpu, ending
 from gptstar.lab.runs import Run
 from gptstar.lab.series import curves
@@ -50,7 +50,7 @@ def read_wandb(files: Sequence[Path], columns: Mapping[str, str] | None = None) 
 
     Our own runs hold what their folders do but for facts.json. Of a foreign one, metrics are found by their usual names
     or `columns`, {ours: theirs}; its last validation counts as the final one. Raises UserError for a file that is none
-    of wandb's and for metrics that are not there.
+    of wandb's.
     """
     config: dict[str, Any] = {}
     logged: list[dict] = []
@@ -76,7 +76,7 @@ def read_wandb(files: Sequence[Path], columns: Mapping[str, str] | None = None) 
         rows = [_own(row) for row in logged]
         sized, wanted = size(config), budget(config)
     else:
-        rows, missing = _foreign(logged, config, columns, files[-1])
+        rows, missing = _foreign(logged, config, columns)
         problems += missing
         sized, wanted = (None, None), None
     found = curves(rows)
@@ -178,21 +178,19 @@ def _own(row: dict) -> dict:
     return {"loss": None, **row} if "lr" in row else row
 
 
-def _foreign(
-    logged: list[dict], config: dict, columns: Mapping[str, str] | None, file: Path
-) -> tuple[list[dict], list[str]]:
-    """Rows under our names, and what is wrong with them."""
+def _foreign(logged: list[dict], config: dict, columns: Mapping[str, str] | None) -> tuple[list[dict], list[str]]:
+    """Rows under our names, and what is wrong with them: a run that ended early may lack what the others log."""
     names = dict.fromkeys(key for row in logged for key in row)
     if not names:
         return [], []
-    found = find_columns(names, columns)
-    if "loss" not in found and "validation_loss" not in found:
-        raise UserError(
-            f"{file} logs {', '.join(names)}: a loss or validation_loss is needed; say which it is, for example "
-            f"columns={{validation_loss: {next(iter(names))}}}"
-        )
+    found = find_columns(names, {ours: theirs for ours, theirs in (columns or {}).items() if theirs in names})
     rows = [{ours: _value(row[theirs]) for ours, theirs in found.items() if theirs in row} for row in logged]
-    return foreign_rows(rows, number(config.get("tokens_per_step")))
+    each = config.get("tokens_per_step")
+    rows, problems = foreign_rows(rows, each if isinstance(each, (int, float)) else None)
+    if "validation_loss" not in found and "final_loss" not in found:
+        problems = [f"it logs {', '.join(names)}: none is known for validation_loss, which columns can tell"]
+    missing = [theirs for theirs in (columns or {}).values() if theirs not in names]
+    return rows, [f"it logs no {missing[0]}"] if missing else problems
 
 
 def _value(value: Any) -> Any:

@@ -76,6 +76,11 @@ def test_columns_of_the_configuration(tmp_path):
     assert other.config["model"] == {"context": 32, "name": "tiny"}
 
 
+def test_a_column_below_another_one(tmp_path):
+    text = "run,step,tokens,validation_loss,model.a,model.a.b,model.c\nx,3,10,4.0,1,2,three\n"
+    assert read_csv(write(tmp_path, text))[0].config == {"model": {"a": {"b": 2}, "c": "three"}}
+
+
 def test_tokens_a_step_in_a_column(tmp_path):
     (run,) = read_csv(write(tmp_path, "run,step,tokens_per_step,val_loss\nx,0,8,9.0\nx,3,8,4.0\n"))
     assert (run.problem, [check.tokens for check in run.validations]) == (None, [0, 24])

@@ -48,10 +48,20 @@ def test_names_are_the_fewest_settings_that_tell_variants_apart():
     ]
     assert grouped(*runs) == {
         "tiny": ["a"],
-        "tiny optimizer.name=muon optimizer.lr=0.02": ["b", "e"],
+        "tiny optimizer.name=muon model.qk_norm=false": ["b", "e"],
         "tiny model.qk_norm=true": ["c"],
         "wide": ["d"],
     }
+
+
+def test_a_short_value_names_a_variant_rather_than_a_long_one():
+    far = {"data.paths": ["a/very/long/path/to/a.txt"], "tokenizer.vocab_size": 500}
+    assert list(grouped(run("a"), run("b", **far))) == ['tiny data.paths=["a.txt"]', "tiny tokenizer.vocab_size=500"]
+    assert list(grouped(run("a"), run("b", **far), run("c", **far, **MUON))) == [
+        'tiny data.paths=["a.txt"]',
+        "tiny tokenizer.vocab_size=500 optimizer.name=adamw",
+        "tiny optimizer.name=muon",
+    ]
 
 
 def test_the_usual_value_goes_unsaid():
