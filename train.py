@@ -7,7 +7,7 @@ import shlex
 import sys
 
 from gptstar.allocator import keep_freed_memory
-from gptstar.configuration import EXIT_INTERRUPTED, run_door
+from gptstar.configuration import run_door
 
 if __name__ == "__main__":
     keep_freed_memory()  # before torch is imported
@@ -16,10 +16,10 @@ if __name__ == "__main__":
 
     from rich.console import Console
 
-    from gptstar.errors import complain, rank_by_launcher
+    from gptstar.errors import EXIT_INTERRUPTED, EXIT_NONFINITE, complain, rank_by_launcher
     from gptstar.training.config import TrainConfig
     from gptstar.training.loop import train
-    from gptstar.training.trainer import EXIT_NONFINITE, NonFiniteLoss
+    from gptstar.training.trainer import NonFiniteLoss
 
     def main(config: TrainConfig) -> None:
         """One run, and what to try after it."""
@@ -56,5 +56,9 @@ try next
         from gptstar.plan import plan_or_train
 
         plan_or_train(main)
+    elif {"-m", "--multirun"} & {*sys.argv[1:]}:
+        from gptstar.lab.plugins import PLUGINS
+
+        run_door("train", TrainConfig, main, PLUGINS)
     else:
         run_door("train", TrainConfig, main)

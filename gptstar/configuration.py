@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
 from datetime import datetime
@@ -23,6 +23,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.plugins.plugin import Plugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -30,12 +31,9 @@ from omegaconf.errors import OmegaConfBaseException
 from gptstar.data.config import MIXTURE
 from gptstar.data.corpora import CorpusConfig
 from gptstar.environment import launch, launches
-from gptstar.errors import UserError, complain
-from gptstar.lab.search import SearchSweeper
+from gptstar.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UserError, complain
 from gptstar.model.config import ModelConfig
 
-EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: interrupted and saved, start it again with resume=
 # Taken literally, whatever they hold.
 TEXT_KEYS = (
     *("prompt", "prompt_file", "prompts", "output", "draft", "trainer.sample_prompt"),
@@ -59,8 +57,10 @@ def preset(name: str, **changes: Any) -> ModelConfig:
     return ModelConfig(**{**yaml.safe_load(path.read_text()), **changes})
 
 
-def run_door(name: str, schema: type, main: Callable[[Any], None]) -> None:
+def run_door(name: str, schema: type, main: Callable[[Any], None], plugins: Sequence[type[Plugin]] = ()) -> None:
     """Runs configs/NAME.yaml through Hydra, checks it against `schema`, and calls `main` with the dataclass.
+
+    plugins: sweepers and launchers of our own, hydra_plugins.gptstar.CLASS in a configuration.
 
     A mistake of the user's ends in one line on stderr and exit code 2.
     """
@@ -68,8 +68,9 @@ def run_door(name: str, schema: type, main: Callable[[Any], None]) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # lets errors reach us instead of printing them its own way
 
     sys.argv[1:] = [_literal_text(_forced(_full_name(argument))) for argument in sys.argv[1:]]
-    if name == "train":
-        _register_sweeps()
+    for plugin in plugins:  # Hydra takes only what goes by the name of a package of plugins
+        Plugins.instance().register(plugin)
+        Plugins.instance().class_name_to_class[f"hydra_plugins.gptstar.{plugin.__name__}"] = plugin
     failed: list[str | int | None] = []
 
     def task(config: DictConfig) -> None:
@@ -107,8 +108,8 @@ def with_list(arguments: list[str], key: str, options: tuple[str, ...] = ()) -> 
     for argument in left:
         if argument.lstrip("-") in options and argument.startswith("--"):
             rest.append(f"{argument[2:]}={next(left, '')}")
-        elif (
-            argument.startswith("-") or re.match(r"[+~]?[\w./@]+=", argument) and "/" not in argument.partition("=")[0]
+        elif argument.startswith("-") or (
+            re.match(r"[+~]?[\w./@]+=", argument) and "/" not in argument.partition("=")[0]
         ):
             rest.append(argument)
         else:
@@ -120,19 +121,6 @@ def with_list(arguments: list[str], key: str, options: tuple[str, ...] = ()) -> 
 def _quoted(value: str) -> str:
     """For Hydra's grammar. Backslashes count only before a quote; "${" would start an interpolation."""
     return "'" + re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), value).replace("${", "\\${") + "'"
-
-
-def _register_sweeps() -> None:
-    """Our own ways to run many. Hydra takes only what goes by the name of a package of plugins."""
-    from hydra.core.plugins import Plugins
-
-    from gptstar.lab.launcher import ProcessLauncher
-    from gptstar.lab.ray_launcher import RayLauncher
-    from gptstar.lab.sweeper import StudySweeper
-
-    for plugin in (StudySweeper, ProcessLauncher, RayLauncher):
-        Plugins.instance().register(plugin)
-        Plugins.instance().class_name_to_class[f"hydra_plugins.gptstar.{plugin.__name__}"] = plugin
 
 
 def _full_name(argument: str) -> str:
@@ -334,5 +322,3 @@ def _all_keys(schema: type, prefix: str = "") -> list[str]:
 # Here, so that jobs on other machines, which only import this, have them.
 OmegaConf.register_new_resolver("default_run_dir", _default_run_dir, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("sweep_name", _sweep_name, replace=True)
-# Hydra accepts a plugin only under such a name.
-Plugins.instance().class_name_to_class["hydra_plugins.gptstar.SearchSweeper"] = SearchSweeper

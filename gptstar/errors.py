@@ -9,6 +9,10 @@ import time
 from pathlib import Path
 
 GRACE = 3.0  # seconds
+# How a door ends where all is not well.
+EXIT_BAD_INPUT = 2
+EXIT_NONFINITE = 3  # the loss became infinite
+EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: interrupted and saved, start it again with resume=
 
 
 class UserError(Exception):

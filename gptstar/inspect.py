@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from gptstar.configuration import EXIT_INTERRUPTED, run_door
+from gptstar.configuration import run_door
+from gptstar.errors import EXIT_INTERRUPTED
 
 WIDTH = 120  # characters, at least: tables in a narrower terminal, or in a file, would lose numbers
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 
 from gptstar.allocator import keep_freed_memory
-from gptstar.configuration import EXIT_INTERRUPTED, run_door
+from gptstar.configuration import run_door
+from gptstar.errors import EXIT_INTERRUPTED
 
 if __name__ == "__main__":
     keep_freed_memory()  # before torch is imported

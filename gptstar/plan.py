@@ -12,8 +12,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from gptstar.configuration import EXIT_BAD_INPUT, config_directory, run_door
-from gptstar.errors import UserError, complain
+from gptstar.configuration import config_directory, run_door
+from gptstar.errors import EXIT_BAD_INPUT, UserError, complain
 from gptstar.files import replace_text
 from gptstar.lab.hardware import Hardware, measured
 from gptstar.lab.plan import Plan, plan

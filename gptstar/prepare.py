@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 
-from gptstar.configuration import EXIT_INTERRUPTED, run_door
+from gptstar.configuration import run_door
 from gptstar.data.config import DataConfig
 from gptstar.data.tokenizer import TokenizerConfig
+from gptstar.errors import EXIT_INTERRUPTED
 
 
 @dataclass

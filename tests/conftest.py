@@ -24,6 +24,7 @@ from ranks import Ranks
 from gptstar.configuration import run_door
 from gptstar.data.config import DataConfig
 from gptstar.data.tokenizer import TokenizerConfig
+from gptstar.lab.plugins import PLUGINS
 from gptstar.training.config import TrainConfig, TrainerConfig
 from gptstar.training.loop import train
 from support import tiny_model, write_corpus
@@ -53,7 +54,7 @@ def door(monkeypatch, tmp_path):
     def call(*arguments: str, name="train", schema=TrainConfig, main=train):
         GlobalHydra.instance().clear()
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
-        run_door(name, schema, main)
+        run_door(name, schema, main, PLUGINS)
 
     yield call
     GlobalHydra.instance().clear()

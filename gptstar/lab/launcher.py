@@ -22,7 +22,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 from rich.console import Console
 
-from gptstar.configuration import EXIT_INTERRUPTED
+from gptstar.errors import EXIT_INTERRUPTED
 
 
 class ProcessLauncher(Launcher):

@@ -1,7 +1,7 @@
-"""hydra/launcher=ray: each run of a sweep a task of a Ray cluster (https://docs.ray.io), as many at once as it has room for.
+"""launcher=ray: each run of a sweep a task of a Ray cluster (https://docs.ray.io), as many at once as it has room for.
 
-Runs are processes as with launcher=local, on whichever node Ray picks: all nodes need this checkout and run_dir under the
-same path. A task whose node is lost is tried again and goes on from the run's last checkpoint.
+Runs are processes as with launcher=local, on whichever node Ray picks: all nodes need this checkout and run_dir under
+the same path. A task whose node is lost is tried again and goes on from the run's last checkpoint.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import yaml
 from hydra.core.config_loader import ConfigLoader
@@ -25,12 +25,11 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from gptstar.errors import UserError
+from gptstar.errors import EXIT_INTERRUPTED, UserError
 from gptstar.files import replace_text
 from gptstar.lab.space import Between, Choice
+from gptstar.training.config import TrainConfig
 
-if TYPE_CHECKING:  # every door imports this file, and only one needs it
-    from gptstar.training.config import TrainConfig
 
 OURS = ("run_dir", "resume")  # each trial has its own
 BUDGET = ("trainer.max_steps", "trainer.max_tokens")
@@ -89,7 +88,7 @@ class SearchSweeper(Sweeper):
         )
         if not done:
             print(f"interrupted: the same command goes on with {folder}", flush=True)
-            sys.exit(75)  # EX_TEMPFAIL, as for a run
+            sys.exit(EXIT_INTERRUPTED)
         print((folder / "search.md").read_text().partition("\n## ")[0].strip(), flush=True)
         print(f"\n{folder / 'search.md'}", flush=True)
 
@@ -117,7 +116,7 @@ class SearchSweeper(Sweeper):
         with read_write(composed), open_dict(composed):
             del composed["hydra"]
         try:
-            checked = cast("TrainConfig", OmegaConf.to_object(composed))
+            checked = cast(TrainConfig, OmegaConf.to_object(composed))
         except ValueError as error:  # of a dataclass's __post_init__
             raise UserError(str(error)) from error
         checked.check()

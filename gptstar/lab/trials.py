@@ -33,12 +33,10 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import TrialState
 
-from gptstar.errors import UserError
+from gptstar.errors import EXIT_BAD_INPUT, EXIT_NONFINITE, UserError
 from gptstar.lab.space import Between, Choice
 from gptstar.training.interrupt import Interrupt
-from gptstar.training.trainer import EXIT_NONFINITE
 
-EXIT_REFUSED = 2  # of a door: bad input
 POLL = 0.5  # seconds between two looks at a trial
 GRACE = 120.0  # seconds that a trial may take to save itself, or an earlier search to end
 ORPHANED = 1  # PR_SET_PDEATHSIG of Linux's prctl
@@ -192,7 +190,7 @@ class Search:
         trial.set_user_attr("reason", reason)
         study.tell(trial, state=TrialState.FAIL)
         useful = (TrialState.COMPLETE, TrialState.PRUNED)
-        if code == EXIT_REFUSED and not study.get_trials(deepcopy=False, states=useful):
+        if code == EXIT_BAD_INPUT and not study.get_trials(deepcopy=False, states=useful):
             raise UserError(f"the trial {shlex.join(arguments)} was refused: {reason}")
         return f"failed: {reason}"
 
@@ -255,7 +253,7 @@ def _reason(code: int, log: Path) -> str:
     last = said[-1].strip().removeprefix("error: ") if said else "it said nothing"
     if code == EXIT_NONFINITE:
         return f"its loss was not finite ({last})"
-    if code == EXIT_REFUSED:
+    if code == EXIT_BAD_INPUT:
         return last
     if code < 0:
         return f"ended by {signal.Signals(-code).name} (out of memory?), its output is in {log}"

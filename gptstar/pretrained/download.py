@@ -7,7 +7,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from gptstar.errors import UserError
+from gptstar.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UserError
 from gptstar.fetch import fetch_visibly
 
 URL = "https://bfattoripublic.s3.ca-central-1.amazonaws.com"
@@ -20,8 +20,6 @@ PUBLISHED = {  # (model size, full state): where it lies below URL
 }
 SIZES = tuple(dict.fromkeys(size for size, _ in PUBLISHED))
 OLD_PICKLE = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save began before it wrote zip archives
-EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 75  # as of a training run: what has arrived is kept
 
 
 def download(model_size: str, full_state: bool = False, directory: str | Path = "checkpoints", url: str = URL) -> Path:

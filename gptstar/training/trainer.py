@@ -48,9 +48,6 @@ if TYPE_CHECKING:
     from gptstar.evaluation.tasks import LoadedTask
 
 
-EXIT_NONFINITE = 3
-
-
 class NonFiniteLoss(UserError):
     """The loss or a gradient was infinite or not a number, and the run stopped."""
 
