@@ -1,4 +1,4 @@
-"""The trials of a search: Optuna proposes and prunes, each trial trains in a process of its own.
+"""The trials of a search: Optuna proposes, successive halving prunes, each trial trains in a process of its own.
 
 What Optuna knows is in STUDY/optuna.log, an append-only journal, so that a search that was killed goes on: the trial
 that was running continues from its last checkpoint, and the next proposals are those that would have come.
@@ -126,7 +126,7 @@ class Search:
         study = optuna.create_study(
             study_name="search",
             storage=JournalStorage(JournalFileBackend(str(log), lock_obj=_Alone(str(log)))),
-            pruner=optuna.pruners.SuccessiveHalvingPruner(self.first_rung, self.reduction),
+            pruner=optuna.pruners.NopPruner(),  # `_behind` decides, from what is on disk alone
             load_if_exists=True,
         )
         if self.default is not None and not study.trials:
@@ -195,20 +195,33 @@ class Search:
         return f"failed: {reason}"
 
     def _behind(self, study: optuna.Study, trial: optuna.Trial, lines: list[dict]) -> int | None:
-        """Reports what is new; the tokens at which it was not among the best of a rung, or None."""
-        known = study.get_trials(deepcopy=False)[trial.number]
-        if "pruned_at" in known.user_attrs:  # before the search was killed
-            return known.user_attrs["pruned_at"]
-        for line in lines:
-            tokens = line["tokens"]
-            new = "validation_loss" in line and tokens > (known.last_step or 0)
-            if not new:
-                continue
-            trial.report(line["validation_loss"], tokens)
-            if tokens < self.budget and trial.should_prune():
-                trial.set_user_attr("pruned_at", tokens)
-                return tokens
+        """Tells Optuna what is new; the tokens at which it has fallen behind, or None."""
+        validations = {line["tokens"]: line["validation_loss"] for line in lines if "validation_loss" in line}
+        trials = study.get_trials(deepcopy=False)
+        before = [each.intermediate_values for each in trials[: trial.number]]
+        fallen = self._rung_missed(validations, before)
+        for tokens, loss in validations.items():
+            if (trials[trial.number].last_step or 0) < tokens <= (fallen or self.budget):
+                trial.report(loss, tokens)
+        return fallen
+
+    def _rung_missed(self, validations: dict[int, float], before: list[dict[int, float]]) -> int | None:
+        """The tokens at which it was not among the best of those that had come to a rung before it, or None."""
+        for rung in range(self.rungs):
+            at = self.first_rung * self.reduction**rung
+            reached = _first_from(validations, at)
+            if reached is None or reached >= self.budget:
+                break
+            rivals = [each[step] for each in before if (step := _first_from(each, at)) is not None]
+            best = sorted([*rivals, validations[reached]])[: max(1, (len(rivals) + 1) // self.reduction)]
+            if validations[reached] > best[-1]:
+                return reached
         return None
+
+
+def _first_from(validations: dict[int, float], tokens: int) -> int | None:
+    """The first validation from there on."""
+    return min((step for step in validations if step >= tokens), default=None)
 
 
 def folder_of(number: int) -> str:

@@ -95,7 +95,7 @@ def test_what_is_behind_at_a_rung_is_stopped_and_the_best_is_found(make):
     search = make(trials=9)
     found, said = run(search, report=True)
     assert len(found) == 9 and found[0].settings == {"lr": "0.1", "optimizer": "adamw"}  # the default, first
-    assert found[0].state == "complete"
+    assert found[0].state == "complete" and len({trial.settings["lr"] for trial in found}) == 9
     at_first = []
     for trial in found:  # by hand: the best third, at least the best one, of those that had come to a rung goes on
         at_first.append(trial.validations[0][1])
@@ -112,6 +112,12 @@ def test_what_is_behind_at_a_rung_is_stopped_and_the_best_is_found(make):
     assert f"**{best.final:.4f} nats/token**, {best.folder}" in text and "best of 9" in text
     assert (search.folder / "search.png").stat().st_size > 5000
     assert any("pruned after 100 of 900 tokens" in line for line in said)
+
+
+def test_a_trial_at_its_end_is_complete_however_bad(make):
+    found, _ = run(make(rungs=1, reduction=2, trials=8))
+    at_end = [each.state for each in found if len(each.validations) == 9]
+    assert len(at_end) > 2 and set(at_end) == {"complete"}
 
 
 def test_the_seed_and_the_losses_decide_everything(make):
