@@ -98,7 +98,7 @@ def _memory(plan: Plan) -> list[tuple[str, ...]]:
 
 
 def _time(plan: Plan) -> list[tuple[str, ...]]:
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             name,
             f"{part.seconds * 1e3:,.1f}",
