@@ -23,7 +23,7 @@ def sheets(plan: Plan) -> list[Sheet]:
     """What is planned, memory, time."""
     found = [Sheet(headline(plan), ("", ""), _summary(plan)), Sheet("memory of a device", ("", "GiB"), _memory(plan))]
     if plan.parts:
-        heads = ("", "ms", "share", "hidden, ms", "TFLOP", "GB")
+        heads = ("", "ms", "share", "hidden, ms", "GFLOP", "GB")
         found.append(Sheet("a step of a device", heads, _time(plan)))
     return found
 
@@ -73,16 +73,16 @@ def _summary(plan: Plan) -> list[tuple[str, ...]]:
     trained = "" if plan.trained == plan.parameters else f" ({plan.trained:,} of them trained)"
     kept = f", {plan.recompute} layers made again" if plan.recompute else ""
     micro = f"{plan.n_microbatch} x {plan.microbatch} a device" if plan.n_microbatch > 1 else "at once"
-    rows = [
+    rows: list[tuple[str, ...]] = [
         ("parameters", f"{plan.parameters:,}{trained}"),
         ("training FLOPs a token", f"{plan.flops_per_token:,}"),
         ("trained in", f"{plan.precision}, {'compiled' if plan.compiled else 'uncompiled'}, {ranks}{kept}"),
         ("attention", plan.kernel),
         ("batch", f"{plan.batch_size} sequences of {plan.sequence_length} tokens, {micro}"),
-        ("steps", f"{plan.steps:,}, {plan.tokens / 1e9:,.3g}B tokens"),
+        ("steps", f"{plan.steps:,}, {plan.tokens:,} tokens"),
         ("a step", f"{plan.step_seconds:,.3g} s"),
         ("tokens/s", f"{plan.tokens_per_second:,.0f}"),
-        ("MFU", f"{plan.mfu:.1%} of {plan.peak_flops / 1e12:,.3g} TFLOP/s"),
+        ("MFU", f"{plan.mfu:.1%} of {plan.peak_flops / 1e9:,.0f} GFLOP/s"),
         ("hours", f"{plan.hours:,.3g}, {plan.device_hours:,.3g} of devices; begun now it ends {plan.ends}"),
     ]
     if plan.money is not None:
@@ -98,13 +98,13 @@ def _memory(plan: Plan) -> list[tuple[str, ...]]:
 
 
 def _time(plan: Plan) -> list[tuple[str, ...]]:
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             name,
             f"{part.seconds * 1e3:,.1f}",
             f"{part.seconds / plan.step_seconds:.1%}",
             f"{part.hidden * 1e3:,.1f}" if part.hidden else "",
-            f"{part.flops / 1e12:,.3g}" if part.flops else "",
+            f"{part.flops / 1e9:,.0f}" if part.flops else "",
             f"{part.bytes / 1e9:,.3g}",
         )
         for name, part in plan.parts.items()
