@@ -20,6 +20,7 @@ from torch import nn
 
 from gptstar.model.block import Block
 from gptstar.model.config import ModelConfig
+from gptstar.model.mix import Mix
 
 
 def residual_scale(config: ModelConfig, additions: int) -> float:
@@ -36,7 +37,7 @@ def initialize(model: nn.Module, config: ModelConfig) -> None:
                 parameter.zero_()
             elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
                 parameter.fill_(1.0)
-            else:
+            elif not isinstance(module, Mix):  # draws nothing, so all other weights of a seed are those without it
                 parameter.normal_(0.0, config.init_std)
     for module in model.modules():
         if isinstance(module, Block):
