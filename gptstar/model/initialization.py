@@ -21,6 +21,7 @@ from torch import nn
 
 from gptstar.model.block import Block
 from gptstar.model.config import ModelConfig
+from gptstar.model.mix import Mix
 from gptstar.model.mup import channel_readers
 
 
@@ -38,7 +39,7 @@ def initialize(model: nn.Module, config: ModelConfig) -> None:
                 parameter.zero_()
             elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
                 parameter.fill_(1.0)
-            else:
+            elif not isinstance(module, Mix):  # draws nothing, so all other weights of a seed are those without it
                 parameter.normal_(0.0, config.init_std)
     for weight in channel_readers(model):
         weight.mul_(config.width_ratio**-0.5)

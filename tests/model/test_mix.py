@@ -156,16 +156,18 @@ def test_documents_in_a_row_do_not_see_each_other_past_the_layers_either():
     torch.testing.assert_close(together, torch.cat((model(first), model(second)), 1), rtol=1e-10, atol=1e-10)
 
 
-def test_at_the_start_values_are_half_and_half_and_the_shortcut_is_closed():
+def test_at_the_start_values_are_half_and_half_the_shortcut_is_closed_and_all_else_as_without():
     torch.manual_seed(0)
     model = GPT(tiny_model(n_layer=3, **BOTH))
-    named = dict(model.named_parameters())
+    named = model.state_dict()
     values, shortcuts = (
         [named.pop(name).tolist() for name in list(named) if part in name] for part in ("value_mix", "shortcut")
     )
     assert values == [[0.5, 0.5]] * 2 and shortcuts == [[1.0, 0.0]] * 2
     torch.manual_seed(0)
-    assert named.keys() == dict(GPT(tiny_model(n_layer=3)).named_parameters()).keys()
+    without = GPT(tiny_model(n_layer=3)).state_dict()
+    assert named.keys() == without.keys()
+    assert all(torch.equal(named[name], value) for name, value in without.items())  # a seed's, so runs can be paired
 
 
 def test_the_two_numbers_are_not_decayed():

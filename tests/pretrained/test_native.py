@@ -98,3 +98,13 @@ def test_weights_keep_the_dtype_they_were_saved_in(run, tmp_path):
     again, _ = gptstar.load(tmp_path)
     assert again.dtype == torch.bfloat16
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_a_checkpoint_from_before_an_option_existed_is_a_model_without_it(run):
+    expected = gptstar.load(run)[0](torch.tensor([[1, 2, 3]]))
+    path = find_checkpoint(run) / "config.json"
+    values = json.loads(path.read_text())
+    for key in ("value_residual", "embedding_shortcut", "zero_init_residual"):
+        assert values["model"].pop(key) is False
+    path.write_text(json.dumps(values))
+    assert torch.equal(gptstar.load(run)[0](torch.tensor([[1, 2, 3]])), expected)
