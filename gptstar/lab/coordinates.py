@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -119,7 +120,7 @@ def widened(config: CoordinateConfig, width: int) -> ModelConfig:
             raise UserError(
                 f"widths: {width} channels make model.{key}={value:g}: choose other widths or another d_head"
             )
-    sizes = {key: round(value) for key, value in grown.items()}
+    sizes: dict[str, Any] = {key: round(value) for key, value in grown.items()}
     return replace(model, d_model=width, **sizes, n_kv_head=round(n_kv_head), mup_base_width=0, mup_base_head=0)
 
 
@@ -133,8 +134,7 @@ def mup(config: CoordinateConfig, width: int) -> ModelConfig:
     """With muP; heads of 1/d_head where they grow."""
     base = config.model.mup_base_width or config.model.d_model
     head = 0 if config.d_head else widened(config, base).head_size
-    scale = {"mup_base_head": head} if not config.model.score_scale else {}
-    return replace(widened(config, width), mup_base_width=base, **scale)
+    return replace(widened(config, width), mup_base_width=base, mup_base_head=0 if config.model.score_scale else head)
 
 
 SHAPES = {STANDARD: standard, MUP: mup}
@@ -256,4 +256,9 @@ def write_check(config: CoordinateConfig, tell: Callable[[str], None] = print) -
 
 
 if __name__ == "__main__":
-    run_door("coordinates", CoordinateConfig, write_check)
+
+    def main(config: CoordinateConfig) -> None:
+        """What it is at, and where the files are."""
+        write_check(config)
+
+    run_door("coordinates", CoordinateConfig, main)

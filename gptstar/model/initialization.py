@@ -41,8 +41,8 @@ def initialize(model: nn.Module, config: ModelConfig) -> None:
                 parameter.fill_(1.0)
             elif not isinstance(module, Mix):  # draws nothing, so all other weights of a seed are those without it
                 parameter.normal_(0.0, config.init_std)
-    for weight in channel_readers(model):
-        weight.mul_(config.width_ratio**-0.5)
+    for reader in channel_readers(model):
+        reader.mul_(config.width_ratio**-0.5)
     for module in model.modules():
         if isinstance(module, Block):
             for weight in module.residual_outputs():
