@@ -1,8 +1,8 @@
 """Runs in the .wandb files that wandb keeps of each, offline and online alike: RUN/wandb/offline-run-*/run-ID.wandb.
 
 Such a file is a LevelDB log (github.com/google/leveldb, doc/log_format.md; its checksums are plain CRC-32 here) after a
-header of seven bytes, and each entry a protocol buffer Record of the wandb package, which (0.31) has the messages but no
-reader in Python.
+header of seven bytes, and each entry a protocol buffer Record of the wandb package, whose version 0.31 has the messages
+but no reader in Python.
 """
 
 from __future__ import annotations
