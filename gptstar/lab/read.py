@@ -134,11 +134,20 @@ def _facts(run: Path, problems: list[str]) -> dict | None:
     if not path.is_file():
         return None
     try:
-        facts = json.loads(path.read_text())
+        facts = checked_facts(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        facts = None
+    if facts is None:
+        problems.append("facts.json cannot be read")
+    return facts
+
+
+def checked_facts(facts: Any) -> dict | None:
+    """What `gptstar.training.run_folder.write_facts` has written; None for anything else."""
+    try:
         HeldOut(**facts["held_out"])
         return facts if isinstance(facts["tokenizer"], str) else None
-    except (OSError, ValueError, TypeError, KeyError):
-        problems.append("facts.json cannot be read")
+    except (TypeError, KeyError):
         return None
 
 

@@ -30,7 +30,6 @@ from gptstar.files import replace_text
 from gptstar.lab.space import Between, Choice
 from gptstar.training.config import TrainConfig
 
-
 OURS = ("run_dir", "resume")  # each trial has its own
 BUDGET = ("trainer.max_steps", "trainer.max_tokens")
 TOKENS_A_STEP = ("trainer.batch_size", "trainer.sequence_length", "model.context")

@@ -18,8 +18,8 @@ from typing import Any
 
 from gptstar.errors import UserError
 from gptstar.lab.columns import find_columns, foreign_rows
-from gptstar.lab.read import cpu, ending
-from gptstar.lab.runs import Run
+from gptstar.lab.read import checked_facts, cpu, ending
+from gptstar.lab.runs import HeldOut, Run
 from gptstar.lab.series import curves
 from gptstar.lab.settings import budget, is_ours, seed_of, size, variant_of
 
@@ -48,7 +48,7 @@ def wandb_id(file: Path) -> str:
 def read_wandb(files: Sequence[Path], columns: Mapping[str, str] | None = None) -> Run:
     """One run from its files, oldest first.
 
-    Our own runs hold what their folders do but for facts.json. Of a foreign one, metrics are found by their usual names
+    Our own runs hold what their folders do. Of a foreign one, metrics are found by their usual names
     or `columns`, {ours: theirs}; its last validation counts as the final one. Raises UserError for a file that is none
     of wandb's.
     """
@@ -71,6 +71,7 @@ def read_wandb(files: Sequence[Path], columns: Mapping[str, str] | None = None) 
             elif kind == "history":
                 logged.append({_key(item): json.loads(item.value_json) for item in record.history.item})
     config.pop("_wandb", None)
+    facts = checked_facts(config.pop("facts", None))
     name = seen.get("name") or wandb_id(files[-1])
     if is_ours(config):
         rows = [_own(row) for row in logged]
@@ -95,6 +96,8 @@ def read_wandb(files: Sequence[Path], columns: Mapping[str, str] | None = None) 
         hardware=seen.get("cpu") if on_cpu or not seen.get("gpu") else seen["gpu"],
         commit=seen.get("commit"),
         command=seen.get("command"),
+        tokenizer=facts["tokenizer"] if facts else None,
+        held_out=HeldOut(**facts["held_out"]) if facts else None,
         problem=problems[0] if problems else None,
         **found,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -26,7 +27,8 @@ class Journal:
         self.display = Display(console if writing else Console(quiet=True), run / "train.log" if writing else None)
         self._log = None
         if writing:
-            self._log = MetricsLog(run, state.step, open_tracker(config.logger, run, asdict(config), state.step))
+            told = {**asdict(config), **_facts(run)}
+            self._log = MetricsLog(run, state.step, open_tracker(config.logger, run, told, state.step))
 
     def note(self, text: str) -> None:
         """One thing worth keeping."""
@@ -96,6 +98,12 @@ class Journal:
             if self._log is not None:
                 self._log.close()
             self.display.close()
+
+
+def _facts(run: Path) -> dict:
+    """facts.json, so that a tracker's copy of a run says too what it can be compared with."""
+    path = run / "facts.json"
+    return {"facts": json.loads(path.read_text())} if path.is_file() else {}
 
 
 def _by_corpus(key: str, each: dict[str, HeldOutLoss]) -> dict[str, float]:

@@ -67,5 +67,5 @@ def test_the_ladder_is_of_one_family_and_small():
         work += flops_per_token(model, 256) * steps * 8 * 256
         sizes.setdefault(parameter_count(model), []).append(name)
     assert work / 1.5e11 < 25 * 60  # at the 150 GFLOP/s that 2 cores reach
-    assert sizes[max(sizes)] == sweeper["hold_out"] and sweeper["baseline"] in sweeper["variants"]
-    assert len(sizes) == 5 and len(sweeper["variants"]) - len(sweeper["hold_out"]) >= 12
+    assert sizes[max(sizes)] == sweeper["reports"]["hold_out"] and sweeper["baseline"] in sweeper["variants"]
+    assert len(sizes) == 5 and len(sweeper["variants"]) - len(sweeper["reports"]["hold_out"]) >= 12
