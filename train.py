@@ -57,7 +57,7 @@ try next
 
         plan_or_train(main)
     elif {"-m", "--multirun"} & {*sys.argv[1:]}:
-        from gptstar.lab.plugins import PLUGINS
+        from gptstar.lab.sweeps.plugins import PLUGINS
 
         run_door("train", TrainConfig, main, PLUGINS)
     else:

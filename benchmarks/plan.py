@@ -33,7 +33,7 @@ def worker(name: str) -> None:
     import torch
 
     from gptstar.configuration import preset
-    from gptstar.lab.hardware import Hardware, measured
+    from gptstar.lab.planning.hardware import Hardware, measured
     from gptstar.model.matmul import fast_gradients
     from gptstar.model.transformer import GPT
     from gptstar.training.optimizers import OptimizerConfig, build_optimizer
@@ -65,7 +65,7 @@ def worker(name: str) -> None:
 
 def between(before: dict, after: dict):
     """The machine in the middle of two measurements."""
-    from gptstar.lab.hardware import Efficiency, Hardware
+    from gptstar.lab.planning.hardware import Efficiency, Hardware
 
     def mean(key: str) -> float:
         return (before[key] + after[key]) / 2
@@ -91,7 +91,7 @@ def main() -> None:
         os.environ["OMP_NUM_THREADS"] = str(options.threads)
     from gptstar.configuration import preset
     from gptstar.environment import commit, cpu_name
-    from gptstar.lab.plan import plan
+    from gptstar.lab.planning.plan import plan
     from gptstar.training.config import TrainConfig, TrainerConfig
 
     revision = commit()  # of the code that runs, whatever is committed meanwhile

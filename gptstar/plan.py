@@ -15,9 +15,9 @@ from rich.console import Console
 from gptstar.configuration import config_directory, run_door
 from gptstar.errors import EXIT_BAD_INPUT, UserError, complain
 from gptstar.files import replace_text
-from gptstar.lab.hardware import Hardware, measured
-from gptstar.lab.plan import Plan, plan
-from gptstar.lab.plan_text import Sheet, markdown, show
+from gptstar.lab.planning.hardware import Hardware, measured
+from gptstar.lab.planning.plan import Plan, plan
+from gptstar.lab.planning.plan_text import Sheet, markdown, show
 from gptstar.pretrained.native import find_run
 from gptstar.training.config import TrainConfig
 from gptstar.training.metrics import read_metrics

@@ -24,7 +24,7 @@ from ranks import Ranks
 from gptstar.configuration import run_door
 from gptstar.data.config import DataConfig
 from gptstar.data.tokenizer import TokenizerConfig
-from gptstar.lab.plugins import PLUGINS
+from gptstar.lab.sweeps.plugins import PLUGINS
 from gptstar.training.config import TrainConfig, TrainerConfig
 from gptstar.training.loop import train
 from support import tiny_model, write_corpus

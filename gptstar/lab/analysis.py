@@ -8,18 +8,18 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from gptstar.errors import UserError
-from gptstar.lab.comparable import Comparable, comparable, trained
-from gptstar.lab.crossing import to_reach
-from gptstar.lab.description import Description
-from gptstar.lab.differences import Difference, compare, more_seeds
 from gptstar.lab.parts import parts_of
-from gptstar.lab.runs import Run
-from gptstar.lab.settings import difference
+from gptstar.lab.reading.comparable import Comparable, comparable, trained
+from gptstar.lab.reading.description import Description
+from gptstar.lab.reading.runs import Run
+from gptstar.lab.reading.settings import difference
+from gptstar.lab.reading.variants import variants
 from gptstar.lab.speed import Speeds
-from gptstar.lab.statistics import band, interval, quotient, speed_ratio
+from gptstar.lab.statistics.crossing import to_reach
+from gptstar.lab.statistics.differences import Difference, compare, more_seeds
+from gptstar.lab.statistics.intervals import band, interval, quotient, speed_ratio
+from gptstar.lab.statistics.verdict import verdict, word
 from gptstar.lab.study import Interval, Line, Speed, Study, Variant
-from gptstar.lab.variants import variants
-from gptstar.lab.verdict import verdict, word
 
 ONE = Interval(1.0, 1.0, 1.0)
 

@@ -12,16 +12,16 @@ from rich.console import Console
 from gptstar.environment import command_line
 from gptstar.errors import UserError
 from gptstar.lab.analysis import analyse
-from gptstar.lab.comparable import comparable
-from gptstar.lab.description import find_description
-from gptstar.lab.find import find_runs
-from gptstar.lab.log import add_entry
-from gptstar.lab.markdown import verdict_lines
-from gptstar.lab.report import write_report
-from gptstar.lab.runs import Run
+from gptstar.lab.reading.comparable import comparable
+from gptstar.lab.reading.description import find_description
+from gptstar.lab.reading.find import find_runs
+from gptstar.lab.reading.runs import Run
+from gptstar.lab.reading.variants import variants
+from gptstar.lab.report.log import add_entry
+from gptstar.lab.report.markdown import verdict_lines
+from gptstar.lab.report.write import write_report
 from gptstar.lab.speed import Speeds, measure, read_speeds, write_speeds
 from gptstar.lab.study import Study
-from gptstar.lab.variants import variants
 
 
 @dataclass

@@ -26,7 +26,7 @@ from scipy.optimize import minimize, nnls
 from threadpoolctl import threadpool_limits
 
 from gptstar.errors import UserError
-from gptstar.lab.runs import Run
+from gptstar.lab.reading.runs import Run
 from gptstar.lab.study import Interval
 
 DELTA = 1e-3  # where the Huber loss turns linear, in log L

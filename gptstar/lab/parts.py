@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from gptstar.errors import UserError
 from gptstar.lab.speed import Speeds
-from gptstar.lab.statistics import quotient, speed_ratio
+from gptstar.lab.statistics.intervals import quotient, speed_ratio
 from gptstar.lab.study import Interval, Part, Variant
 
 KEYS = {"name", "after", "until", "claimed"}

@@ -10,7 +10,7 @@ import numpy as np
 
 from gptstar.files import replace_text
 from gptstar.lab.law import Law, Point, find_law
-from gptstar.lab.runs import Run
+from gptstar.lab.reading.runs import Run
 from gptstar.lab.study import Interval
 
 COLOURS = ("#332288", "#88ccee", "#117733", "#ddcc77", "#cc6677", "#aa4499")

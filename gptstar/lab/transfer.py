@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from gptstar.errors import UserError
-from gptstar.lab.runs import Run
+from gptstar.lab.reading.runs import Run
 
 STANDARD, MUP = "standard", "muP"
 

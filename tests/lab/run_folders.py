@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from gptstar.data.config import DataConfig
-from gptstar.lab.runs import HeldOut, Run
+from gptstar.lab.reading.runs import HeldOut, Run
 from gptstar.training.config import TrainConfig, TrainerConfig
 from support import tiny_model
 

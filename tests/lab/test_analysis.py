@@ -5,8 +5,8 @@ import pytest
 
 from gptstar.errors import UserError
 from gptstar.lab.analysis import analyse
-from gptstar.lab.description import Description
-from gptstar.lab.runs import HeldOut, Run, Validation
+from gptstar.lab.reading.description import Description
+from gptstar.lab.reading.runs import HeldOut, Run, Validation
 from gptstar.lab.speed import Measured, Speeds
 
 TEXT = HeldOut("abc", 1000, 10, 4000, 64)

@@ -6,7 +6,7 @@ import pytest
 from gptstar.errors import UserError
 from gptstar.lab import law as law_module
 from gptstar.lab.law import DELTA, Fit, _objective, find_law, fit_law, refits
-from gptstar.lab.runs import HeldOut, Run
+from gptstar.lab.reading.runs import HeldOut, Run
 
 TRUE = dict(e=1.7, a=400.0, b=120.0, alpha=0.34, beta=0.28)
 SIZES = (0.5e6, 0.72e6, 1.65e6, 2.58e6, 6.73e6)

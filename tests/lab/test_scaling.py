@@ -8,7 +8,7 @@ import yaml
 
 from gptstar.configuration import config_directory, preset
 from gptstar.lab import law as law_module
-from gptstar.lab.runs import Run
+from gptstar.lab.reading.runs import Run
 from gptstar.lab.scaling import write_law
 from gptstar.model.config import ModelConfig
 from gptstar.model.describe import flops_per_token, parameter_count

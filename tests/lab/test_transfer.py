@@ -5,7 +5,7 @@ import math
 import pytest
 
 from gptstar.errors import UserError
-from gptstar.lab.runs import Run
+from gptstar.lab.reading.runs import Run
 from gptstar.lab.transfer import MUP, STANDARD, transfer, transfer_markdown, write_transfer
 
 RATES = [2.0**n for n in range(-10, -3)]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from gptstar.lab.wandb_offline import _records, find_wandb
+from gptstar.lab.reading.wandb_offline import _records, find_wandb
 
 
 def track(folder: Path, rows: Sequence[dict], first: int = 0, **options) -> list[Path]:

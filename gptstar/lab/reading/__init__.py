@@ -1,0 +1,1 @@
+"""Runs from wherever they are, and which of them can be compared."""

@@ -1,0 +1,1 @@
+"""Intervals, tests, power, and where a curve comes down to a target."""

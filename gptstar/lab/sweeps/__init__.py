@@ -1,0 +1,1 @@
+"""Many runs: studies, searches, and where they run."""

@@ -1,0 +1,237 @@
+"""A study: named variants times seeds, run in an order that a drifting machine cannot bias, and continued after a kill.
+
+`python train.py -m experiment=NAME` runs what configs/experiment/NAME.yaml lists below hydra.sweeper:
+
+    baseline   the variant that the others are compared with
+    seeds      trainer.seed of each repetition; all variants of a seed run one after another, so that whatever changes
+               in the meantime (heat, neighbours, drivers) touches all of them alike
+    variants   {NAME: {why: in words, set: [overrides]}}
+    only       some of the variants; empty: all
+    equal_parameters  the share by which parameter counts may differ from the baseline's; null: by anything
+
+Each run gets a folder, RUN_DIR/VARIANT-SEED, and study.yaml beside them says what they are. The same command again
+leaves out what has finished and goes on with what has not.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from rich.console import Console
+
+from gptstar.errors import UserError
+from gptstar.files import replace_text
+from gptstar.lab.reading.description import STUDY_FILE
+from gptstar.model.describe import parameter_count
+from gptstar.pretrained.native import read_run_config
+from gptstar.training.config import TrainConfig
+from gptstar.training.metrics import read_metrics
+from gptstar.training.run_folder import flat, plain
+
+# Settings that may differ between a run and its continuation: where it runs and what is written beside it.
+PLACES = ("run_dir", "resume", "logger", "trainer.device", "trainer.timeout", "trainer.peak_flops", "data.workers")
+# ... and what a run may have filled in itself.
+FOUND = ("trainer.microbatch", "data.cache_dir", "data.cache_gib")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a study."""
+
+    variant: str
+    seed: int
+    overrides: list[str]
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.variant}-{self.seed}"
+
+
+class StudySweeper(Sweeper):
+    """See above; `reports` is kept for compare.py: the parts of an ablation, sizes that a scaling law is tested on."""
+
+    def __init__(
+        self,
+        variants: DictConfig,
+        baseline: str,
+        seeds: ListConfig,
+        why: str = "",
+        only: ListConfig | None = None,
+        equal_parameters: float | None = None,
+        reports: DictConfig | None = None,
+    ) -> None:
+        self.variants = {str(name): plain(OmegaConf.to_container(value)) for name, value in variants.items()}
+        self.baseline, self.why, self.equal_parameters = baseline, why, equal_parameters
+        self.seeds = [int(seed) for seed in seeds]
+        self.only = [str(name) for name in only or []]
+        self.reports = plain(OmegaConf.to_container(reports)) if reports is not None else {}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.context, self.own_config = hydra_context, config
+        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Everything is composed and checked before the first run starts."""
+        self._check(arguments)
+        folder = Path(str(self.own_config.hydra.sweep.dir))
+        jobs = self._jobs(arguments, folder)
+        configs = {job.name: self._composed(job) for job in jobs}
+        self._check_sizes(jobs, configs)
+        waiting = [job for job in jobs if not finished(folder / job.name, configs[job.name])]
+        self._describe(folder, jobs, arguments)
+        done = len(jobs) - len(waiting)
+        console = Console()
+        there = f", {done} of them finished already" if done else ""
+        console.print(
+            f"{len(self.variants)} variants x {len(self.seeds)} seeds: {len(jobs)} runs in {folder}{there}",
+            soft_wrap=True,
+        )
+        failed = []
+        if waiting:
+            for job, result in zip(waiting, self.launcher.launch([j.overrides for j in waiting], 0), strict=True):
+                if result.status is not JobStatus.COMPLETED:
+                    failed.append(f"{job.name} ({_reason(result)})")
+        if failed:
+            console.print(f"not finished: {', '.join(failed)}; the same command tries them again", soft_wrap=True)
+            sys.exit(1)
+        console.print(f"\ntry next\n  python compare.py {shlex.quote(os.path.relpath(folder))}", soft_wrap=True)
+
+    def _check(self, arguments: list[str]) -> None:
+        """Raises UserError for a study that cannot be run as it is written."""
+        if not self.variants or not self.seeds:
+            raise UserError("a study needs hydra.sweeper.variants and hydra.sweeper.seeds: set both in its experiment")
+        if unknown := [name for name in self.only if name not in self.variants]:
+            raise UserError(f"hydra.sweeper.only={unknown[0]} is no variant: choose some of {', '.join(self.variants)}")
+        if self.baseline not in self.variants:
+            raise UserError(
+                f"hydra.sweeper.baseline={self.baseline} is no variant: choose one of {', '.join(self.variants)}"
+            )
+        if len(set(self.seeds)) < len(self.seeds):
+            raise UserError(f"hydra.sweeper.seeds={self.seeds} has a seed twice: that would be the same run")
+        for name, value in self.variants.items():
+            if not re.fullmatch(r"[\w.+-]+", name):
+                raise UserError(f"variant {name!r} becomes a folder's name: use letters, digits, '.', '+', '_' and '-'")
+            if not isinstance(value, dict) or set(value) - {"why", "set"} or "set" not in value:
+                raise UserError(f"variant {name} must be {{why: TEXT, set: [KEY=VALUE, ...]}}")
+        for override in OverridesParser.create().parse_overrides(arguments):
+            key = override.get_key_element().lstrip("+~")
+            if override.is_sweep_override():
+                raise UserError(f"{override.input_line}: a study has its variants in its experiment: give one value")
+            own = [n for n, v in self.variants.items() if any(_key(o) == key for o in v["set"])]
+            if own or key == "trainer.seed":
+                whose = f"variant {own[0]} sets it" if own else "hydra.sweeper.seeds does"
+                raise UserError(f"{override.input_line} cannot be set for the whole study: {whose}")
+
+    def _jobs(self, arguments: list[str], folder: Path) -> list[Job]:
+        """Seed by seed, all variants of each."""
+        ours = ("run_dir=", "resume=", "hydra.", "hydra/")
+        told = [argument for argument in arguments if not argument.lstrip("+~").startswith(ours)]
+        if not any(a.startswith("logger.group=") for a in told):
+            told.append(f"logger.group={folder.name}")
+        chosen = {name: value for name, value in self.variants.items() if not self.only or name in self.only}
+        return [
+            Job(
+                name,
+                seed,
+                [
+                    *told,
+                    *value["set"],
+                    f"trainer.seed={seed}",
+                    "resume=auto",
+                    f"run_dir={folder}",
+                    f"hydra.sweep.subdir={name}-{seed}",
+                ],
+            )
+            for seed in self.seeds
+            for name, value in chosen.items()
+        ]
+
+    def _composed(self, job: Job) -> TrainConfig:
+        try:
+            config = self.context.config_loader.load_sweep_config(self.own_config, job.overrides)
+            with open_dict(config):
+                del config["hydra"]
+                config.resume = None
+            made = OmegaConf.to_object(config)
+            assert isinstance(made, TrainConfig)
+            made.check()
+        except (UserError, ValueError) as error:
+            raise UserError(f"variant {job.variant}: {error}") from error
+        return made
+
+    def _check_sizes(self, jobs: Sequence[Job], configs: dict[str, TrainConfig]) -> None:
+        if self.equal_parameters is None:
+            return
+        sizes = {job.variant: parameter_count(configs[job.name].model) for job in jobs if job.seed == self.seeds[0]}
+        wanted = sizes.get(self.baseline, next(iter(sizes.values())))
+        for name, size in sizes.items():
+            if abs(size / wanted - 1) > self.equal_parameters:
+                raise UserError(
+                    f"variant {name} has {size:,} parameters and {self.baseline} {wanted:,}: make them equal to within "
+                    f"{self.equal_parameters:.1%} (model.d_ff), or set hydra.sweeper.equal_parameters=null"
+                )
+
+    def _describe(self, folder: Path, jobs: Sequence[Job], arguments: list[str]) -> None:
+        """study.yaml: what compare.py has to know. Variants of an earlier command on the same folder stay in it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / STUDY_FILE
+        before = yaml.safe_load(path.read_text()) if path.is_file() else {}
+        runs = {job.name: {"variant": job.variant, "seed": job.seed} for job in jobs}
+        study = {
+            "name": folder.name,
+            "why": self.why,
+            "command": shlex.join(["python", "train.py", "-m", *arguments]),
+            "baseline": self.baseline,
+            "reports": self.reports,
+            "variants": self.variants,
+            "runs": {**before.get("runs", {}), **runs},
+        }
+        replace_text(path, yaml.safe_dump(study, sort_keys=False, allow_unicode=True, width=120))
+
+
+def finished(run: Path, config: TrainConfig) -> bool:
+    """Whether a run has taken all its steps. Raises UserError where the folder holds a run with other settings."""
+    if not (run / "config.yaml").is_file():
+        return False
+    usual = flat(plain(asdict(TrainConfig())))  # of settings that did not exist when the run was made
+    before, now = usual | flat(read_run_config(run)), flat(plain(asdict(config)))
+    changed = [
+        f"{key} {before.get(key)!r} -> {now.get(key)!r}"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key) and not any(key == p or key.startswith(p + ".") for p in (*PLACES, *FOUND))
+    ]
+    if changed:
+        raise UserError(
+            f"{run} holds a run with other settings ({'; '.join(changed[:5])}): choose another run_dir, or remove it"
+        )
+    lines = read_metrics(run / "metrics.jsonl")
+    return bool(lines) and "final_loss" in lines[-1] and lines[-1]["step"] == config.total_steps
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
+
+
+def _reason(result: Any) -> str:
+    try:
+        return str(result.return_value)
+    except Exception as error:
+        return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,0 +1,69 @@
+import pytest
+import torch
+
+from gptstar.configuration import config_directory
+from gptstar.errors import UserError
+from gptstar.lab.planning import hardware as module
+from gptstar.lab.planning.hardware import CPU, GPU, Efficiency, Hardware, measured
+from gptstar.plan import load_hardware
+from gptstar.training.throughput import CUDA_PEAKS
+
+NAMES = sorted(path.stem for path in (config_directory() / "hardware").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "this"])
+def test_every_file_is_a_whole_machine(name):
+    found = load_hardware(name)
+    assert found.name == name and found.source and found.device == "cuda"
+    assert found.peak("fp16") == CUDA_PEAKS[found.chip] > found.peak("fp32") > 1e12
+    assert found.precision("auto") == ("fp16" if found.chip in ("T4", "V100") else "bf16")
+    assert 10 < found.memory_gib < 200 and 100e9 < found.bandwidth < 1e13 and 1e9 < found.link < 1e12
+    assert found.price and found.watts and found.shares == GPU
+
+
+def test_several_are_one_more_often():
+    one, four = load_hardware("a5000"), load_hardware("a5000x4", price=0.5)
+    assert (one.devices, four.devices) == (1, 4) and four.price == 0.5
+    assert (one.chip, one.bandwidth, one.memory) == (four.chip, four.bandwidth, 24 * 2**30)
+
+
+def test_what_is_unknown_is_one_line_with_what_is_known():
+    with pytest.raises(UserError, match="hardware=a6000 is unknown: choose one of 3090, "):
+        load_hardware("a6000")
+    with pytest.raises(UserError, match=r"trainer.precision=bf16: hardware=t4 has no peak .* fp32, fp16"):
+        load_hardware("t4").peak("bf16")
+    for wrong, words in ((dict(chip="X"), "chip"), (dict(devices=0), "devices"), (dict(device="tpu"), "device")):
+        with pytest.raises(ValueError, match=f"hardware.{words}="):
+            Hardware(**wrong)
+    with pytest.raises(ValueError, match=r"hardware.efficiency.matmul=1.5 must lie in"):
+        Efficiency(matmul=1.5)
+
+
+def test_efficiencies_not_given_are_those_of_the_kind_of_device():
+    assert Hardware(device="cpu").shares == CPU
+    changed = Hardware(efficiency=Efficiency(matmul=0.5)).shares
+    assert (changed.matmul, changed.memory) == (0.5, GPU.memory)
+
+
+def test_this_machine_is_measured_and_others_are_not(monkeypatch):
+    wanted = []
+
+    def peak(device, size, repeats, dtype):
+        wanted.append(dtype)
+        return 1e11
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(module, "measure_matmul_peak", peak)
+    monkeypatch.setattr(module, "measure_bandwidth", lambda device, n_byte: 2e10)
+    monkeypatch.setattr(module, "measure_functions", lambda: 3e9)
+    assert measured(load_hardware("a5000")) == load_hardware("a5000") and not wanted
+    found = measured(load_hardware("this"))
+    assert (found.device, found.peak("fp32"), found.bandwidth, found.functions) == ("cpu", 1e11, 2e10, 3e9)
+    assert found.memory_gib > 0.5 and wanted == [torch.float32]
+    assert measured(load_hardware("this"), optimizer="muon").peaks.keys() == {"fp32", "bf16"}
+
+
+def test_exponentials_a_second(monkeypatch):
+    ticks = iter([0.0, 9.0, 10.0, 12.0, 20.0, 21.0])
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(ticks))
+    assert module.measure_functions(4, 8, repeats=2) == 32 / 1.0

@@ -1,0 +1,43 @@
+"""Entries of the training log."""
+
+from pathlib import Path
+
+from lab.studies import ablation
+
+from gptstar.lab.report.log import add_entry, log_entry
+from gptstar.lab.report.tables import tables
+from gptstar.lab.report.write import write_report
+
+
+def test_an_entry_holds_what_the_report_holds_and_links_to_it(tmp_path):
+    study, log = ablation(), tmp_path / "traininglog.md"
+    report = tmp_path / "docs" / "studies" / "one"
+    write_report(study, report)
+    log.write_text("# Training log\n\nEvery number comes from a command.\n\n## 2026-01-01 · Before\n\nText.\n")
+    add_entry(study, "A title (with signs)", report, log)
+    text = log.read_text()
+    assert text.startswith("# Training log\n\nEvery number") and "## 2026-01-01 · Before\n\nText.\n\n## " in text
+    assert "docs/studies/one/report.md" in text and "![loss against tokens](docs/studies/one/loss_tokens.png)" in text
+    for variant in study.variants:
+        assert variant.name in text
+    for cell in tables(study)[0].rows[1][3:5]:
+        assert cell in text
+    for command in (study.training_command, study.command):
+        assert command in text
+
+
+def test_the_same_title_replaces_its_entry_and_no_other(tmp_path):
+    study, log = ablation(), tmp_path / "traininglog.md"
+    log.write_text("# Training log\n\n## 2026-01-01 · Mine\n\nold figures\n\n## 2026-01-02 · Mine too\n\nkept\n")
+    add_entry(study, "Mine", tmp_path / "report", log)
+    once = log.read_text()
+    assert "old figures" not in once and "## 2026-01-02 · Mine too\n\nkept\n" in once
+    assert once.index("· Mine\n") < once.index("· Mine too\n")
+    add_entry(study, "Mine", tmp_path / "report", log)
+    assert log.read_text() == once
+
+
+def test_lines_are_of_a_readable_width_but_tables_and_commands_stay_whole(tmp_path):
+    entry = log_entry(ablation(), "T", tmp_path / "r", Path(tmp_path))
+    long = [line for line in entry.splitlines() if len(line) > 120]
+    assert all(line.startswith(("|", "python", "**")) for line in long)
