@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from gptstar.lab.statistics.differences import Difference
@@ -63,3 +66,10 @@ def test_another_unit_and_size():
     said = verdict("star", "gpt2", difference(-3.1, -3.8, -2.4, 0.01), 2, percent=0.25, unit="bits per byte")
     assert "3.1% lower bits per byte (95%" in said
     assert said.endswith("a difference of 0.25% four times in five, star and gpt2 need 2 more seeds each.")
+
+
+def test_the_documentation_says_what_comes_out(capsys):
+    text = (Path(__file__).parents[2] / "docs/lab/statistics.md").read_text()
+    code, output = (re.search(rf"```{kind}\n(.*?)```", text, re.DOTALL)[1] for kind in ("python", "text"))
+    exec(code, {})
+    assert capsys.readouterr().out == output
