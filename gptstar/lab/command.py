@@ -76,7 +76,7 @@ def compare_runs(config: CompareConfig, console: Console) -> Study:
         if about.reports.get("transfer"):
             write_transfer(kept, folder)
     for line in verdict_lines(study):
-        console.print(line, markup=False, highlight=False)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(f"\n{report} and {report.with_suffix('.html')}")
     if config.log:
         add_entry(study, config.log, folder, Path(config.log_file))

@@ -1,6 +1,6 @@
 """An ablation's speed-up, taken apart: which step of it bought what.
 
-The steps multiply, so their shares are of the logarithm of the whole.
+The steps multiply, so their shares are of the logarithm of the whole; a whole that may be no speed-up has none.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from gptstar.lab.speed import Speeds
 from gptstar.lab.statistics.intervals import quotient, speed_ratio
 from gptstar.lab.study import Interval, Part, Variant
 
+NOISE = 1.05  # a factor that a single measurement does not tell from 1
 KEYS = {"name", "after", "until", "claimed"}
 
 
@@ -58,6 +59,8 @@ def _to_loss(after: str, until: str, made: Mapping[str, Variant]) -> Interval | 
 
 
 def _share(part: Interval | None, whole: Interval | None) -> float | None:
-    if part is None or whole is None or whole.value == 1:
+    """None where the whole may be nothing: shares of nothing are any number."""
+    if part is None or whole is None:
         return None
-    return math.log(part.value) / math.log(whole.value)
+    low, high = (whole.low, whole.high) if whole.low and whole.high else (whole.value / NOISE, whole.value * NOISE)
+    return None if low <= 1 <= high else math.log(part.value) / math.log(whole.value)

@@ -1,5 +1,7 @@
 """From runs with planted differences to a study's figures."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -149,5 +151,7 @@ def test_an_ablation_is_taken_apart_into_shares_that_add_up():
     assert whole.to_loss.value == pytest.approx(2 / 0.98**10, rel=0.01)
     assert first.to_loss_share + second.to_loss_share == pytest.approx(1)
     assert first.claimed == "10%"
+    slower = [dataclasses.replace(r, tokens_per_second=1020.0) if r.variant == "c" else r for r in runs]
+    assert [part.throughput_share for part in analyse(slower, None, about).parts] == [None] * 3
     missing = analyse([*three("a"), *three("b")], None, about)
     assert not missing.parts and any("because c has no run" in note for note in missing.notes)
