@@ -100,8 +100,17 @@ def print_plan(config: PlanConfig, console: Console) -> None:
             raise UserError(f"output={folder} cannot be written ({error.strerror or error}): choose another") from error
 
 
+def _memory(lines: list[dict]) -> float:
+    """GiB, the largest before the first validation."""
+    first = next((i for i, line in enumerate(lines) if "validation_loss" in line), len(lines))
+    return max((line.get("memory_gib") or 0.0 for line in lines[: first or None]), default=0.0)
+
+
 def beside(planned: Plan, lines: list[dict], run: str) -> Sheet:
-    """Measured of a run, medians over all but its first steps, beside what was planned. UserError without steps."""
+    """Measured of a run, medians over all but its first steps, beside what was planned. UserError without steps.
+
+    Memory is that before the first validation: nothing else is planned, and on a CPU it is never less afterwards.
+    """
     steps = [line for line in lines if "seconds" in line and line.get("tokens_per_second")]
     if not steps:
         raise UserError(f"resume={run} has no steps in metrics.jsonl: plan without resume=, or train it first")
@@ -112,7 +121,7 @@ def beside(planned: Plan, lines: list[dict], run: str) -> Sheet:
     rows = [
         ("tokens/s", planned.tokens_per_second, rate, "{:,.0f}"),
         (f"hours for {tokens:,} tokens", tokens / planned.tokens_per_second / 3600, seconds / 3600, "{:,.3g}"),
-        ("memory, GiB", planned.needed / 2**30, max(line.get("memory_gib") or 0.0 for line in steps), "{:,.2f}"),
+        ("memory of a step, GiB", planned.needed / 2**30, _memory(lines), "{:,.2f}"),
     ]
     if known := [line["mfu"] for line in settled if line.get("mfu")]:
         rows.insert(1, ("MFU", planned.mfu, statistics.median(known), "{:.1%}"))

@@ -6,7 +6,7 @@ import sys
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from gptstar.plan import plan_or_train
+from gptstar.plan import _memory, plan_or_train
 from gptstar.training import loop
 from gptstar.training.config import TrainConfig
 from gptstar.training.loop import train
@@ -80,3 +80,8 @@ def test_a_mistake_is_one_line(door, capsys, arguments, words):
         door(*arguments)
     error = capsys.readouterr().err
     assert exit_.value.code == 2 and error.count("\n") == 1 and words in error
+
+
+def test_memory_is_that_of_steps_and_not_of_validations():
+    lines = [{"memory_gib": 1.0}, {"memory_gib": 1.5}, {"validation_loss": 3.0}, {"memory_gib": 4.0}]
+    assert _memory(lines) == 1.5 and _memory(lines[:2]) == 1.5 and _memory([]) == 0.0

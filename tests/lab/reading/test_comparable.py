@@ -3,13 +3,13 @@ import dataclasses
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lab.run_folders import HELD_OUT, make_config, make_run
 
 from gptstar.errors import UserError
 from gptstar.lab.reading.comparable import comparable
 from gptstar.lab.reading.read import read_run
 from gptstar.lab.reading.variants import variants
 from gptstar.training.loop import train
+from lab.run_folders import HELD_OUT, make_config, make_run
 from support import tiny_model
 
 OTHER_TEXT = dataclasses.replace(HELD_OUT, digest="bbbb", bytes=1, documents=1)

@@ -3,11 +3,11 @@ import shutil
 
 import pytest
 import yaml
-from lab.run_folders import make_config, make_lines, write_run
-from lab.wandb_files import track
 
 from gptstar.errors import UserError
 from gptstar.lab.reading.find import find_runs
+from lab.run_folders import make_config, make_lines, write_run
+from lab.wandb_files import track
 
 
 def names(*sources, **options):

@@ -4,13 +4,13 @@ import json
 import numpy as np
 import pytest
 import yaml
-from lab.run_folders import HELD_OUT, make_config, make_lines, write_run
 
 from gptstar.errors import UserError
 from gptstar.lab.reading.read import read_run
 from gptstar.lab.reading.runs import HeldOut, Validation
 from gptstar.model.describe import flops_per_token, parameter_count
 from gptstar.training.loop import train
+from lab.run_folders import HELD_OUT, make_config, make_lines, write_run
 from support import tiny_model
 
 

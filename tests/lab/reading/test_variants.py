@@ -3,10 +3,10 @@ import random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lab.run_folders import make_config, make_run
 
 from gptstar.lab.reading.settings import difference
 from gptstar.lab.reading.variants import variants
+from lab.run_folders import make_config, make_run
 
 MUON = {"optimizer.name": "muon", "optimizer.lr": 0.02}
 

@@ -5,8 +5,6 @@ import shutil
 
 import numpy as np
 import pytest
-from lab.run_folders import make_config, make_lines, write_run
-from lab.wandb_files import track, written
 
 from gptstar.errors import UserError
 from gptstar.lab.reading.read import read_run
@@ -14,6 +12,8 @@ from gptstar.lab.reading.wandb_offline import find_wandb, read_wandb, wandb_id
 from gptstar.training.config import LoggerConfig
 from gptstar.training.loop import train
 from gptstar.training.metrics import MetricsLog, open_tracker
+from lab.run_folders import make_config, make_lines, write_run
+from lab.wandb_files import track, written
 from support import tiny_model
 
 ONLY_IN_FOLDERS = {"source", "config", "tokenizer", "held_out", "command", "commit"}

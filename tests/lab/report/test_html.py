@@ -8,12 +8,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from lab.report.test_plots import luminance
-from lab.studies import ODD, alone, drawn_from, five, many
 
 from gptstar.lab.report import html
 from gptstar.lab.report.html import report_html
 from gptstar.lab.report.markdown import report_markdown
+from lab.report.test_plots import luminance
+from lab.studies import ODD, alone, drawn_from, five, many
 
 
 class Reader(HTMLParser):

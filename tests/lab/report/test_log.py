@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from lab.studies import ablation
-
 from gptstar.lab.report.log import add_entry, log_entry
 from gptstar.lab.report.tables import tables
 from gptstar.lab.report.write import write_report
+from lab.studies import ablation
 
 
 def test_an_entry_holds_what_the_report_holds_and_links_to_it(tmp_path):

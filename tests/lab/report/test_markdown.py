@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 
-from lab.studies import ODD, alone, five, many
-
 from gptstar.lab.report.markdown import report_markdown
+from lab.studies import ODD, alone, five, many
 
 
 def test_the_answer_comes_first():

@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from lab.chromium import BINARY, Page, chromium
-from lab.report.test_html import markdown_tables
-from lab.studies import drawn_from, five, many
 
 from gptstar.lab.report.html import report_html
 from gptstar.lab.report.markdown import report_markdown
 from gptstar.lab.study import Study
+from lab.chromium import BINARY, Page, chromium
+from lab.report.test_html import markdown_tables
+from lab.studies import drawn_from, five, many
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason="no Chromium")
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from lab.studies import drawn_from, five, one_seed
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from gptstar.lab.report.look import DARK, LIGHT, axes, styles
 from gptstar.lab.report.plots import draw_plots
 from gptstar.lab.study import Study
+from lab.studies import drawn_from, five, one_seed
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from lab.studies import ablation, alone, drawn_from, five, many, one_seed
 
 from gptstar.lab.report.tables import Table, interval_text, tables
 from gptstar.lab.study import Interval, Study
+from lab.studies import ablation, alone, drawn_from, five, many, one_seed
 
 
 def table(study: Study, title: str) -> Table:

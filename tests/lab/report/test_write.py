@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from lab.studies import five
 
 from gptstar.lab.report import write as report
 from gptstar.lab.report.write import write_report
+from lab.studies import five
 
 
 def test_all_files_are_there_and_linked(tmp_path):
