@@ -106,16 +106,21 @@ def with_list(arguments: list[str], key: str, options: tuple[str, ...] = ()) -> 
     words, rest = [], []
     left = iter(arguments)
     for argument in left:
-        if argument.lstrip("-") in options and argument.startswith("--"):
-            rest.append(f"{argument[2:]}={next(left, '')}")
+        option, equals, text = argument.partition("=")
+        if option.startswith("--") and option[2:] in options:
+            rest.append(f"{option[2:]}={text if equals else next(left, '')}")
         elif argument.startswith("-") or (
-            re.match(r"[+~]?[\w./@]+=", argument) and "/" not in argument.partition("=")[0]
+            re.match(r"[+~]*[\w./@]+=", argument) and "/" not in argument.partition("=")[0]
         ):
             rest.append(argument)
         else:
             words.append(argument)
-    quoted = ",".join(_quoted(word) for word in words)
-    return [*rest, *([f"{key}=[{quoted}]"] if words else [])]
+    return [*rest, *([f"{key}=[{','.join(_quoted(word) for word in words)}]"] if words else [])]
+
+
+def quoted(value: str) -> str:
+    """For Hydra's grammar, where it needs that."""
+    return value if re.fullmatch(r"[\w./-]+", value) else _quoted(value)
 
 
 def _quoted(value: str) -> str:
@@ -129,8 +134,11 @@ def _full_name(argument: str) -> str:
 
 
 def _forced(argument: str) -> str:
-    """Lets the corpora of a mixture be named and changed alike, whether a file or a run has them already or not."""
-    return "++" + argument.lstrip("+") if argument.lstrip("+").startswith("data.corpora.") else argument
+    """Lets what is named by the user (corpora of a mixture, columns of a table) be given and changed alike, whether a
+    file or a run has it already or not.
+    """
+    named = argument.lstrip("+").startswith(("data.corpora.", "columns=", "columns."))
+    return "++" + argument.lstrip("+") if named else argument
 
 
 def _literal_text(argument: str) -> str:
@@ -175,6 +183,7 @@ def _checked(config: DictConfig, schema: type) -> Any:
     output = Path(HydraConfig.get().runtime.output_dir)
     try:
         begun = (output / "config.yaml").is_file()
+        _refuse_one_of_many()
         if "resume" in config and config.resume == "auto":
             _refuse_a_name_of_the_moment()
         if "resume" in config and begun and (config.resume == "auto" or _started_again(output)):
@@ -200,6 +209,15 @@ def _started_again(run: Path) -> bool:
     """Whether a launcher runs once more what has begun in this folder, after a process was lost or a job preempted."""
     counts = (os.environ.get(key) or 0 for key in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
     return any(int(count) > 0 for count in counts) and launch() in launches(run)
+
+
+def _refuse_one_of_many() -> None:
+    """A study is no run: without -m its settings alone would be trained, into the study's own folder."""
+    found = HydraConfig.get()
+    target = str((found.sweeper or {}).get("_target_", ""))
+    own_folder = any(override.startswith("run_dir=") for override in found.overrides.task)
+    if target.startswith("hydra_plugins.gptstar.") and found.mode != RunMode.MULTIRUN and not own_folder:
+        raise UserError("this experiment is a study of many runs: add -m, or set run_dir to train its settings once")
 
 
 def _refuse_a_name_of_the_moment() -> None:

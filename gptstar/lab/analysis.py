@@ -13,7 +13,7 @@ from gptstar.lab.reading.comparable import Comparable, comparable, trained
 from gptstar.lab.reading.description import Description
 from gptstar.lab.reading.runs import Run
 from gptstar.lab.reading.settings import difference
-from gptstar.lab.reading.variants import variants
+from gptstar.lab.reading.variants import digest, variants
 from gptstar.lab.speed import Speeds
 from gptstar.lab.statistics.crossing import to_reach
 from gptstar.lab.statistics.differences import Difference, compare, more_seeds
@@ -42,13 +42,13 @@ def analyse(
         groups = {name: groups[name] for name in [*about.variants, *groups] if name in groups}
     chosen = _baseline(groups, baseline or (about.baseline if about else None))
     found = comparable(groups, chosen)
-    speeds = _fitting(speeds, found)
+    speeds, unused = _fitting(speeds, found)
     values = {name: [_final(run, found.metric) for run in some] for name, some in found.kept.items()}
     words, differences = compare(values, chosen) if len(values) > 1 else ("nothing to compare with", {})
     lines = {name: _lines(some, found.metric, speeds, name) for name, some in found.kept.items()}
     seen = {name: _speed(name, chosen, found.kept, speeds) for name in found.kept}
     made = [_variant(name, chosen, found, about, values, differences, lines, seen) for name in found.kept]
-    notes = [*found.notes, *_notes(speeds, made)]
+    notes = [*found.notes, *unused, *_notes(speeds, made)]
     if about is not None and about.reports.get("parts"):
         parts, said = parts_of(about.reports["parts"], {v.name: v for v in made}, chosen, speeds)
         notes += said
@@ -97,6 +97,11 @@ def _variant(
     more = more_seeds(values, baseline, name) if own is not None else None
     unit = "loss" if found.metric == "loss" else "bits per byte"
     first = runs[0]
+    share = trained(first) / max(1, trained(found.kept[baseline][0]))
+    said = "What the others are compared with."
+    if own is not None:
+        said = "" if share == 1 else f"With {share:.3g} times the tokens. "
+        said += verdict(name, baseline, own, more, unit=unit)
     return Variant(
         name=name,
         why=about.variants.get(name, "") if about else "",
@@ -110,7 +115,7 @@ def _variant(
         effect=own.effect if own else None,
         p=own.p if own else None,
         word=word(own) if own else "baseline",
-        verdict=verdict(name, baseline, own, more, unit=unit) if own else "What the others are compared with.",
+        verdict=said,
         more_seeds=more,
         to_reach=_to_reach(name, baseline, lines, seen),
         speed=seen[name],
@@ -157,30 +162,42 @@ def _at_equal(axis: str, name: str, lines: Mapping[str, dict[str, list[Line]]]) 
     own = lines[name][axis]
     if any(line.x[0] > end for line in own):
         return None
-    return interval([float(np.interp(np.log(end), np.log(line.x), line.y)) for line in own])
+    return interval([_between(end, line) for line in own])
+
+
+def _between(at: float, line: Line) -> float:
+    """On a straight line over log x, as losses nearly fall; over x before the first x above 0."""
+    x = np.array(line.x)
+    later = x > 0
+    if not later.any() or at < x[later][0]:
+        return float(np.interp(at, x, line.y))
+    return float(np.interp(np.log(at), np.log(x[later]), np.array(line.y)[later]))
 
 
 def _to_reach(
     name: str, baseline: str, lines: Mapping[str, dict[str, list[Line]]], seen: Mapping[str, Speed | None]
 ) -> dict[str, Interval | None]:
-    """The issue's ×tokens, ×time and ×FLOPs."""
+    """Budgets that reach the baseline's last loss, as shares of its own; an axis that is not known is left out."""
     if name == baseline:
         return {"tokens": ONE, "time": ONE, "flops": ONE}
     own, theirs = lines[name], lines[baseline]
-    reached = {
-        axis: to_reach(own[axis], theirs[axis]) if axis in own and axis in theirs else None
-        for axis in ("tokens", "seconds", "flops")
-    }
+    axes = {"tokens": "tokens", "time": "seconds", "flops": "flops"}
+    reached = {key: to_reach(own[axis], theirs[axis]) for key, axis in axes.items() if axis in own and axis in theirs}
     speed = seen[name]
-    time = reached["seconds"]
     if speed is not None and speed.interleaved:  # with what the measurement itself leaves open
-        time = quotient(reached["tokens"], speed.ratio) if reached["tokens"] is not None else None
-    return {"tokens": reached["tokens"], "time": time, "flops": reached["flops"]}
+        tokens = reached.get("tokens")
+        reached["time"] = quotient(tokens, speed.ratio) if tokens is not None else None
+    return reached
 
 
-def _fitting(speeds: Speeds | None, found: Comparable) -> Speeds | None:
-    """The speeds, if every variant has one."""
-    return speeds if speeds is not None and all(name in speeds.variants for name in found.kept) else None
+def _fitting(speeds: Speeds | None, found: Comparable) -> tuple[Speeds | None, list[str]]:
+    """The speeds, if every variant has been measured as it is; and a note, if not."""
+    if speeds is None:
+        return None, []
+    other = [name for name, runs in found.kept.items() if speeds.settings.get(name) != digest(runs[0].config)]
+    if other:
+        return None, [f"speed.json was not used: it does not have {other[0]} with the settings of these runs."]
+    return speeds, []
 
 
 def _speed(name: str, baseline: str, kept: Mapping[str, Sequence[Run]], speeds: Speeds | None) -> Speed | None:
@@ -216,7 +233,7 @@ def _notes(speeds: Speeds | None, made: Sequence[Variant]) -> list[str]:
             f"Speeds were measured in turns, {speeds.rounds} rounds of {speeds.steps} steps on {speeds.hardware} "
             f"(commit {speeds.commit}); times are tokens by that speed."
         )
-    if any(v.word != "baseline" and v.to_reach["tokens"] is not None for v in made):
+    if any(v.word != "baseline" and v.to_reach.get("tokens") is not None for v in made):
         notes.append(
             "A variant reaches the baseline's final loss while its own learning rate is still high: a run whose "
             "schedule ended there would be better, so the shares of tokens, time and FLOPs are cautious, and so is the "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from omegaconf import MISSING
@@ -13,15 +13,17 @@ from gptstar.environment import command_line
 from gptstar.errors import UserError
 from gptstar.lab.analysis import analyse
 from gptstar.lab.reading.comparable import comparable
-from gptstar.lab.reading.description import find_description
+from gptstar.lab.reading.description import Description, find_description
 from gptstar.lab.reading.find import find_runs
 from gptstar.lab.reading.runs import Run
-from gptstar.lab.reading.variants import variants
+from gptstar.lab.reading.variants import digest, variants
 from gptstar.lab.report.log import add_entry
 from gptstar.lab.report.markdown import verdict_lines
 from gptstar.lab.report.write import write_report
+from gptstar.lab.scaling import write_law
 from gptstar.lab.speed import Speeds, measure, read_speeds, write_speeds
 from gptstar.lab.study import Study
+from gptstar.lab.transfer import write_transfer
 
 
 @dataclass
@@ -56,6 +58,8 @@ class CompareConfig:
 
 def compare_runs(config: CompareConfig, console: Console) -> Study:
     """Reads the runs, decides, and writes the report; raises UserError before any work for what cannot be compared."""
+    if config.log is not None and not config.log.strip():
+        raise UserError('--log needs the title of the entry: --log "What was found"')
     if config.log and not Path(config.log_file).is_file():
         raise UserError(f"log_file={config.log_file} is not there: name the log that the entry goes into")
     about = find_description(config.runs)
@@ -63,25 +67,39 @@ def compare_runs(config: CompareConfig, console: Console) -> Study:
     folder = Path(config.output_dir).expanduser() if config.output_dir else _usual_folder(config.runs)
     baseline = config.baseline
     study = analyse(runs, baseline, about, None, config.title)  # what cannot be compared is refused before measuring
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output_dir={folder} cannot be made ({error.strerror}): choose another") from error
     speeds = _measured(config, runs, study, folder, console) if config.measure else read_speeds(folder)
     study = analyse(runs, baseline, about, speeds, config.title, command_line())
+    study = replace(study, notes=[*study.notes, *_more_reports(about, runs, study, folder)])
     report = write_report(study, folder)
-    if about is not None:
-        from gptstar.lab.scaling import write_law
-        from gptstar.lab.transfer import write_transfer
-
-        kept = [run for run in runs if run.source not in study.excluded]
-        if "hold_out" in about.reports:
-            write_law(kept, list(about.reports["hold_out"]), folder)
-        if about.reports.get("transfer"):
-            write_transfer(kept, folder)
     for line in verdict_lines(study):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"\n{report} and {report.with_suffix('.html')}")
+    console.print(f"\n{report} and {report.with_suffix('.html')}", soft_wrap=True)
     if config.log:
         add_entry(study, config.log, folder, Path(config.log_file))
         console.print(f"logged in {config.log_file}")
     return study
+
+
+def _more_reports(about: Description | None, runs: list[Run], study: Study, folder: Path) -> list[str]:
+    """What a study wants beside the comparison; a note for each that cannot be written, as of a study half done."""
+    wanted = about.reports if about is not None else {}
+    told = [run for run in runs if run.problem or run.source not in study.excluded]
+    notes = []
+    try:
+        if "hold_out" in wanted:
+            write_law(told, list(wanted["hold_out"]), folder)
+    except UserError as error:
+        notes.append(f"No scaling law: {error}.")
+    try:
+        if wanted.get("transfer"):
+            write_transfer(told, folder)
+    except UserError as error:
+        notes.append(f"No table of transfer: {error}.")
+    return notes
 
 
 def _usual_folder(sources: list[str]) -> Path:
@@ -101,5 +119,6 @@ def _measured(config: CompareConfig, runs: list[Run], study: Study, folder: Path
             f"measure={config.measure}: {foreign[0]} has no config.yaml to be measured by: leave measure out"
         )
     speeds = measure(configs, config.measure, config.steps, lambda text: console.print(text, highlight=False))
+    speeds = replace(speeds, settings={name: digest(some[0].config) for name, some in groups.items()})
     write_speeds(speeds, folder)
     return speeds

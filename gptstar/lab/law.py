@@ -19,6 +19,7 @@ the earlier law.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -242,7 +243,7 @@ def _usable(runs: list[Run]) -> tuple[list[Run], list[str]]:
     notes = []
     usable = []
     for run in runs:
-        lacks = [what for what in ("final_loss", "parameters") if getattr(run, what) is None]
+        lacks = [what for what in ("final_loss", "parameters") if not math.isfinite(getattr(run, what) or math.nan)]
         if run.problem or lacks or not _tokens(run):
             notes.append(f"{run.source} is left out: {run.problem or 'it has no ' + [*lacks, 'tokens'][0]}")
         else:
@@ -267,9 +268,13 @@ def _tokens(run: Run) -> float:
 
 
 def _table(run: Run) -> int:
-    """Parameters of the embedding table, and of the positions' where there is one that is learned."""
+    """Parameters of the embedding table, and of the positions' where there is one that is learned; an untied head is
+    none of them.
+    """
     model = run.config.get("model", {})
-    rows = model.get("vocab_size", 0) + (model.get("context", 0) if model.get("position") == "learned" else 0)
+    multiple = model.get("pad_vocab_to", 1)
+    rows = -(-model.get("vocab_size", 0) // multiple) * multiple
+    rows += model.get("context", 0) if model.get("position") == "learned" else 0
     return rows * model.get("d_model", 0)
 
 

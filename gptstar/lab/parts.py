@@ -33,11 +33,13 @@ def parts_of(
     first, last = wanted[0]["after"], wanted[-1]["until"]
     rows = [*wanted, {"name": "all of it", "after": first, "until": last, "claimed": ""}]
     throughput = [_throughput(row["after"], row["until"], made, speeds) for row in rows]
-    to_loss = [_to_loss(row["after"], row["until"], made) for row in rows]
+    to_loss = [_to_loss(row["after"], row["until"], made) if baseline == first else None for row in rows]
     parts = [
         Part(row["name"], t, _share(t, throughput[-1]), time, _share(time, to_loss[-1]), row["claimed"])
         for row, t, time in zip(rows, throughput, to_loss, strict=True)
     ]
+    if baseline != first:
+        return parts, [f"Times to loss are taken apart only against {first}: baseline={first} does that."]
     if to_loss[-1] is None:
         return parts, [
             f"{last} does not reach the loss of {first}, or times are not known: no time to loss to take apart."
@@ -54,7 +56,7 @@ def _throughput(after: str, until: str, made: Mapping[str, Variant], speeds: Spe
 
 def _to_loss(after: str, until: str, made: Mapping[str, Variant]) -> Interval | None:
     """How many times sooner, by the time to the baseline's final loss."""
-    old, new = made[after].to_reach["time"], made[until].to_reach["time"]
+    old, new = made[after].to_reach.get("time"), made[until].to_reach.get("time")
     return None if old is None or new is None else quotient(old, new)
 
 

@@ -42,13 +42,17 @@ class Measured:
 
 @dataclass(frozen=True)
 class Speeds:
-    """variants: by name; hardware, commit, rounds, steps (a round): how it was measured."""
+    """variants: by name; settings: the digests of their configurations, for which alone this holds.
+
+    hardware, commit, rounds, steps (a round): how it was measured
+    """
 
     hardware: str
     commit: str | None
     rounds: int
     steps: int
     variants: dict[str, Measured] = field(default_factory=dict)
+    settings: dict[str, str] = field(default_factory=dict)
 
 
 def measure(configs: dict[str, Path], rounds: int, steps: int, told: Callable[[str], None]) -> Speeds:

@@ -62,8 +62,8 @@ class Variant:
     effect     its difference from the baseline's, in percent (below 0: better); p: of there being none
     word       better, worse, no difference seen, cannot say, or baseline; verdict: in a sentence
     more_seeds how many more of each would show a difference of 0.5% (0: enough now; None: cannot say)
-    to_reach   budget that reaches the baseline's final loss, as a share of the baseline's: {"tokens", "time", "flops"};
-               None where no seed reaches it
+    to_reach   budget that reaches the baseline's last validation loss, as a share of the baseline's: {"tokens", "time",
+               "flops"}; None where no seed reaches it, without an axis that is not known
     difference of its configuration from the baseline's: {key: (baseline's value, its own)}
     curves     by axis: {"tokens", "seconds", "flops"}
     """

@@ -20,7 +20,8 @@ STANDARD, MUP = "standard", "muP"
 class Sweep:
     """One width in one parametrisation.
 
-    rates   learning rates, ascending; losses: final ones in nats a token at each of them, of all seeds
+    rates   learning rates, ascending; losses: final ones in nats a token at each of them, of all seeds, infinite where
+            the run diverged
     """
 
     width: int
@@ -47,15 +48,20 @@ class Sweep:
         """The rate at the lowest point of a parabola in log(rate) through the best rate and its neighbours."""
         if self.at_edge:
             return self.rates[self.best]
-        x = np.log2(self.rates[self.best - 1 : self.best + 2])
-        a, b, _ = np.polyfit(x, self.means[self.best - 1 : self.best + 2], 2)
+        x, y = np.log2(self.rates[self.best - 1 : self.best + 2]), self.means[self.best - 1 : self.best + 2]
+        if not np.isfinite(y).all():
+            return self.rates[self.best]
+        a, b, _ = np.polyfit(x, y, 2)
         return float(2 ** (-b / (2 * a))) if a > 0 else self.rates[self.best]
 
     def loss_at(self, rate: float) -> float:
         """Mean final loss, between the rates tried on a straight line over log(rate); infinite beyond them."""
         if not self.rates[0] <= rate <= self.rates[-1]:
             return math.inf
-        return float(np.interp(math.log2(rate), np.log2(self.rates), self.means))
+        if rate in self.rates:
+            return self.means[self.rates.index(rate)]
+        between = float(np.interp(math.log2(rate), np.log2(self.rates), self.means))
+        return between if math.isfinite(between) else math.inf
 
 
 @dataclass(frozen=True)
@@ -85,17 +91,21 @@ def transfer(runs: list[Run]) -> Transfer:
     found: dict[tuple[str, int], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     excluded: dict[str, str] = {}
     for run in runs:
-        loss = run.final_loss
-        if run.problem is not None or loss is None or not math.isfinite(loss):
+        loss = math.inf if run.diverged else run.final_loss
+        if loss is None or (run.problem is not None and not run.diverged):
             excluded[run.source] = run.problem or "it has no final loss"
             continue
-        width, base = run.config["model"]["d_model"], run.config["model"].get("mup_base_width", 0)
-        rate = float(run.config["optimizer"]["lr"])
+        try:
+            width, rate = run.config["model"]["d_model"], float(run.config["optimizer"]["lr"])
+        except (KeyError, TypeError):
+            excluded[run.source] = "its configuration does not say model.d_model and optimizer.lr"
+            continue
+        base = run.config["model"].get("mup_base_width", 0)
         for name in {MUP if base else STANDARD, STANDARD if base in (0, width) else MUP}:
             found[name, width][rate].append(loss)
     sweeps: dict[str, list[Sweep]] = {STANDARD: [], MUP: []}
     for (name, width), losses in sorted(found.items()):
-        if len(losses) > 2:
+        if sum(math.isfinite(max(values)) for values in losses.values()) > 2:
             rates = sorted(losses)
             sweeps[name].append(Sweep(width, rates, [losses[rate] for rate in rates]))
     sweeps = {name: each for name, each in sweeps.items() if len(each) > 1}
@@ -117,8 +127,7 @@ def transfer_markdown(found: Transfer) -> str:
         lines.append(
             f"- **{name}**: from width {first.width} to {last.width} the best learning rate moves by "
             f"{found.octaves(name):+.2f} octaves ({first.optimum:.2g} to {last.optimum:.2g}); the rate that is best at "
-            f"{first.width} costs {f'{cost:.4f} nats a token' if math.isfinite(cost) else 'more than was tried'} "
-            f"at {last.width}."
+            f"{first.width} {_costs(cost, first.rates[first.best] in last.rates)} at {last.width}."
             + (
                 f" At width {', '.join(edge)} the best rate is the last one tried: the optimum lies beyond."
                 if edge
@@ -132,7 +141,7 @@ def transfer_markdown(found: Transfer) -> str:
         lines.append(f"|---:|{'---:|' * (len(rates) + 2)}")
         for sweep in sweeps:
             means = dict(zip(sweep.rates, sweep.means, strict=True))
-            cells = [f"{means[rate]:.4f}" if rate in means else "" for rate in rates]
+            cells = [_cell(means.get(rate)) for rate in rates]
             best = rates.index(sweep.rates[sweep.best])
             cells[best] = f"**{cells[best]}**"
             counts = {len(losses) for losses in sweep.losses}
@@ -141,6 +150,18 @@ def transfer_markdown(found: Transfer) -> str:
     lines += ["", "Final loss in nats a token, mean over seeds. Rates are the base ones, before muP's own factors.", ""]
     lines += [f"Left out: {source} ({why})." for source, why in found.excluded.items()]
     return "\n".join([*lines, "", "![loss over learning rate](transfer.png)", ""])
+
+
+def _costs(nats: float, tried: bool) -> str:
+    if math.isfinite(nats):
+        return f"costs {nats:.4f} nats a token"
+    return "diverges" if tried else "was not tried"
+
+
+def _cell(mean: float | None) -> str:
+    if mean is None:
+        return ""
+    return f"{mean:.4f}" if math.isfinite(mean) else "diverged"
 
 
 def draw_transfer(found: Transfer, path: Path) -> None:
@@ -157,9 +178,19 @@ def draw_transfer(found: Transfer, path: Path) -> None:
         for sweep in sweeps:
             colour = colormaps["viridis"](0.85 * (1 - widths.index(sweep.width) / max(1, len(widths) - 1)))
             means = np.array(sweep.means)
+            there = np.isfinite(means)  # what diverged is above the picture
             low, high = (np.array([f(losses) for losses in sweep.losses]) for f in (min, max))
-            bars = np.stack((means - low, high - means))
-            axes.errorbar(sweep.rates, means, bars, color=colour, marker="o", ms=3, capsize=2, label=f"{sweep.width}")
+            bars = np.stack((means[there] - low[there], high[there] - means[there]))
+            axes.errorbar(
+                np.array(sweep.rates)[there],
+                means[there],
+                bars,
+                color=colour,
+                marker="o",
+                ms=3,
+                capsize=2,
+                label=f"{sweep.width}",
+            )
             axes.axvline(sweep.optimum, color=colour, linestyle=":", linewidth=0.9)
             axes.plot(sweep.rates[sweep.best], means[sweep.best], "*", color=colour, ms=13)
         axes.set(

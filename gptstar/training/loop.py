@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
@@ -17,7 +18,7 @@ from gptstar.training.config import TrainConfig, check_vocabulary
 from gptstar.training.downstream import load_downstream
 from gptstar.training.metrics import check_tracker
 from gptstar.training.optimizers import check_optimizer
-from gptstar.training.run_folder import check_room, find_start, open_run_folder, write_facts
+from gptstar.training.run_folder import check_room, find_start, hold, open_run_folder, write_facts
 from gptstar.training.spread import check_spread
 from gptstar.training.start import Origin, read_origin
 from gptstar.training.trainer import Outcome, Trainer
@@ -34,14 +35,21 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
     check_tracker(config.logger)
     check_optimizer(config.optimizer, config.model)
     options = config.trainer
-    with open_world(options.parallel, options.device, options.timeout, options.tensor_parallel) as world:
+    with (
+        open_world(options.parallel, options.device, options.timeout, options.tensor_parallel) as world,
+        ExitStack() as held,
+    ):
         config = world.same(config)
         check_spread(config, world)
         console = console if console is not None and world.main else Console(quiet=True)
+        if begun := world.decided(lambda: Path(config.run_dir).expanduser().is_dir()):
+            world.decided(lambda: hold(Path(config.run_dir), held))
         trainer, start = _prepared(config, world, console)
         if world.main:
             check_room(config.run_dir, trainer.checkpoint_bytes)
         run = world.decided(lambda: open_run_folder(trainer.config, start, describe_environment(world.device)))
+        if not begun:
+            world.decided(lambda: hold(run, held))
         if world.main:
             write_facts(run, trainer.config, trainer.data)
         return trainer.run_to_the_end(run, console)

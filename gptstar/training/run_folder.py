@@ -9,9 +9,13 @@ checkpoints/       step-N folders; loss.png  the curve
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 import shutil
+import time
+from contextlib import ExitStack
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -25,6 +29,7 @@ from gptstar.model.describe import flops_per_token, parameter_count
 from gptstar.pretrained.native import find_checkpoint, find_run, list_checkpoints, read_run_config
 from gptstar.training.config import TrainConfig
 
+PATIENCE = 30.0  # seconds that a run folder may take to become free
 # What a run is: changing any of these would make its continuation a different run.
 FIXED = (
     "model",
@@ -88,6 +93,32 @@ def open_run_folder(config: TrainConfig, start: Path | None, environment: dict) 
     except OSError as error:
         raise UserError(f"run_dir={run} cannot be written ({error.strerror or error}): choose another one") from error
     return run
+
+
+def hold(run: Path, held: ExitStack) -> None:
+    """Keeps other processes of this machine from training in a run folder until `held` closes, or this process ends.
+
+    One that is just saving itself is waited for. Raises UserError where the folder stays taken; a folder that is not
+    there, or a disk that knows no locks, is nobody's.
+    """
+    try:
+        folder = os.open(run.expanduser(), os.O_RDONLY)
+    except OSError:
+        return
+    held.callback(os.close, folder)
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise UserError(
+                    f"run_dir={run} is being trained by another process: wait for it, or choose another run_dir"
+                ) from None
+            time.sleep(0.2)
+        except OSError:
+            return
 
 
 def write_facts(run: Path, config: TrainConfig, data: Prepared) -> None:

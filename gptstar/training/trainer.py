@@ -306,10 +306,8 @@ class Trainer:
             return
         what = f"step {state.step + 1}: loss {loss}, gradient norm {norm}"
         if options.nonfinite == "stop" or state.skipped == options.max_skipped:
-            seen = {"loss": loss, "grad_norm": norm}  # so that whoever reads the run knows why it ended
-            self.journal.write(
-                {"step": state.step + 1, **{k: v if math.isfinite(v) else None for k, v in seen.items()}}
-            )
+            # Whoever reads the run is to know why it ended.
+            self.journal.write({"step": state.step + 1, "loss": None, "lr": state.optimizer.param_groups[0]["lr"]})
             raise self._stopped(what)
         state.skipped += 1
         self.journal.note(f"{what}: skipped ({state.skipped} of at most {options.max_skipped})")

@@ -9,6 +9,7 @@ from gptstar.errors import UserError
 from gptstar.lab.analysis import analyse
 from gptstar.lab.reading.description import Description
 from gptstar.lab.reading.runs import HeldOut, Run, Validation
+from gptstar.lab.reading.variants import digest
 from gptstar.lab.speed import Measured, Speeds
 
 TEXT = HeldOut("abc", 1000, 10, 4000, 64)
@@ -90,6 +91,7 @@ def test_speeds_measured_in_turns_decide_the_time():
         2,
         3,
         {"base": Measured([100.0, 50.0], [0.5, 0.5], 1.0), "other": Measured([200.0, 100.0], [0.6, 0.6], 2.0)},
+        {name: digest(run(name, 0).config) for name in ("base", "other")},
     )
     study = analyse([*three("base"), *three("other")], "base", speeds=speeds)
     other = study.variants[1]
@@ -99,7 +101,42 @@ def test_speeds_measured_in_turns_decide_the_time():
     assert other.to_reach["time"].value == pytest.approx(0.5)
     assert other.curves["seconds"].x[-1] == pytest.approx(10_000 / 150)
     assert "quiet machine" in study.hardware
-    assert "speeds" not in str(analyse([*three("base"), *three("new")], "base", speeds=speeds).variants[1].speed)
+    changed = dataclasses.replace(speeds, settings={**speeds.settings, "other": "of another time"})
+    for wanted in (changed, dataclasses.replace(speeds, settings={})):
+        study = analyse([*three("base"), *three("other")], "base", speeds=wanted)
+        assert not study.variants[1].speed.interleaved
+        assert any("speed.json was not used" in note for note in study.notes)
+
+
+def test_what_is_not_known_is_not_said_to_be_out_of_reach():
+    unknown = dict(seconds=None, flops_per_token=None, parameters=None, tokens_per_second=None)
+    runs = [dataclasses.replace(r, **unknown) for r in [*three("base"), *three("better", level=0.9)]]
+    for each in runs:
+        each.validations[:] = [dataclasses.replace(v, seconds=None) for v in each.validations]
+    better = analyse(runs, "base").variants[1]
+    assert set(better.to_reach) == {"tokens"} and better.to_reach["tokens"].value < 0.5
+    assert set(better.curves) == {"tokens"} and better.equal_time is None
+
+
+def test_other_budgets_are_said_in_the_verdict():
+    study = analyse([*three("base"), *three("half", level=0.9, budget=5000)], "base")
+    assert study.variants[1].verdict.startswith("With 0.5 times the tokens. Better than base")
+
+
+def test_a_validation_before_the_first_step_is_no_trouble():
+    runs = [*three("base"), *three("cheap", flops=50)]
+    for each in runs:
+        each.validations.insert(0, Validation(0, 0, 0.0, 9.0, 3.0))
+    study = analyse(runs, "base")
+    assert study.variants[0].equal_flops.value == pytest.approx(float(curve(5000)), rel=1e-3)
+
+
+def test_times_to_loss_are_taken_apart_against_the_first_only():
+    parts = [{"name": "x", "after": "a", "until": "b", "claimed": ""}]
+    about = Description(None, "s", baseline="a", variants={"a": "", "b": ""}, reports={"parts": parts})  # type: ignore[arg-type]
+    study = analyse([*three("a"), *three("b", level=0.9, rate=1500.0)], "b", about)
+    assert study.parts[0].to_loss is None and study.parts[0].throughput.value == pytest.approx(1.5)
+    assert any("only against a" in note for note in study.notes)
 
 
 def test_other_tokenizers_are_compared_in_bits_per_byte():

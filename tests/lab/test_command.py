@@ -10,6 +10,8 @@ from rich.console import Console
 
 from gptstar.configuration import with_list
 from gptstar.lab.command import CompareConfig, compare_runs
+from gptstar.lab.reading.read import read_run
+from gptstar.lab.reading.variants import digest
 from gptstar.lab.speed import Measured, Speeds, write_speeds
 from gptstar.training.loop import train
 
@@ -44,7 +46,7 @@ def study(train_config, tmp_path) -> Path:
     about = {
         "name": "study",
         "why": "does width help?",
-        "command": "python train.py -m experiment=x",
+        "commands": ["python train.py -m experiment=x"],
         "baseline": "narrow",
         "variants": {"narrow": {"why": "24"}, "wide": {"why": "48"}},
         "runs": runs,
@@ -74,7 +76,10 @@ def test_a_study_becomes_a_report_and_an_entry_of_the_log(compare, study, capsys
 
 
 def test_speeds_measured_before_are_used_and_broken_runs_named(compare, study):
-    speeds = Speeds("quiet", "c0ffee", 2, 2, {n: Measured([10.0, 12.0], [0.5, 0.5], 1.0) for n in ("narrow", "wide")})
+    names = ("narrow", "wide")
+    measured = {name: Measured([10.0, 12.0], [0.5, 0.5], 1.0) for name in names}
+    settings = {name: digest(read_run(study / f"{name}-0").config) for name in names}
+    speeds = Speeds("quiet", "c0ffee", 2, 2, measured, settings)
     write_speeds(speeds, Path("out"))
     metrics = study / "wide-1" / "metrics.jsonl"
     metrics.write_text("".join(line + "\n" for line in metrics.read_text().splitlines()[:3]))
@@ -84,12 +89,33 @@ def test_speeds_measured_before_are_used_and_broken_runs_named(compare, study):
     assert "wide-1" in Path("out/report.md").read_text()
 
 
+def test_columns_of_other_peoples_tables(compare):
+    rows = ["run,step,tokens,val/ce"]
+    for name, level in (("a", 5), ("b", 4)):
+        rows += [f"{name}-{seed},{i},{100 * i},{level / i}" for seed in (0, 1) for i in (1, 2)]
+    Path("export.csv").write_text("\n".join(rows) + "\n")
+    found = compare("export.csv", "columns={validation_loss: val/ce}")
+    assert [v.name for v in found.variants] == ["a", "b"] and len(found.variants[0].seeds) == 2
+
+
+def test_two_studies_with_a_variant_of_one_name_are_not_mixed(compare, study, train_config, tmp_path):
+    other = tmp_path / "other"
+    config = replace(train_config, run_dir=str(other / "wide-5"))
+    config.model, config.trainer = replace(config.model, d_ff=50), replace(config.trainer, seed=5)
+    train(config)
+    (other / "study.yaml").write_text(yaml.safe_dump({"runs": {"wide-5": {"variant": "wide", "seed": 5}}}))
+    found = compare(str(study), str(other), "output_dir=out", "baseline=narrow")
+    assert [(v.name, len(v.seeds)) for v in found.variants] == [("narrow", 2), ("study/wide", 2), ("other/wide", 1)]
+
+
 MISTAKES = [
     ([], "runs is not set"),
     (["nowhere"], "nowhere"),
     (["{study}", "baseline=broad"], "baseline=broad is neither a variant nor a run here: choose one of narrow, wide"),
     (["{study}", "measure=-1"], "measure=-1"),
     (["{study}", "log=Title", "log_file=no.md"], "log_file=no.md is not there"),
+    (["{study}", "--log"], "--log needs the title"),
+    (["{study}", "output_dir=/proc/nope"], "output_dir=/proc/nope cannot be made"),
 ]
 
 
@@ -103,6 +129,11 @@ def test_mistakes_are_one_line(compare, study, capsys, arguments, words):
 
 
 def test_words_are_runs_and_the_rest_are_settings():
+    assert with_list(["++columns.x=y", "~why", "--log=T"], "runs", ("log",)) == [
+        "++columns.x=y",
+        "log=T",
+        "runs=['~why']",
+    ]
     given = ["runs/a=b", "it's", "baseline=x", "--log", "A title", "--help", "out/*.csv"]
     assert with_list(given, "runs", ("log",)) == [
         *("baseline=x", "log=A title", "--help", r"runs=['runs/a=b','it\'s','out/*.csv']"),

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from gptstar.errors import UserError
@@ -47,6 +48,32 @@ def test_an_optimum_at_the_edge_is_said_to_lie_beyond():
     found = transfer(runs)
     assert found.sweeps.keys() == {STANDARD} and all(sweep.optimum == RATES[-1] for sweep in found.sweeps[STANDARD])
     assert "At width 64, 128 the best rate is the last one tried" in transfer_markdown(found)
+
+
+def test_a_rate_that_diverged_is_no_edge_and_is_said():
+    high = [2.0**-5, 2.0**-4]
+    runs = [
+        run(256, 0, r, 2**-8.25, s, final_loss=None, losses=np.array([9.0, np.nan]), problem="its loss became infinite")
+        for r in high
+        for s in (0, 1)
+    ]
+    others = [
+        r for r in study() if not (r.config["model"]["d_model"] == 256 and not r.config["model"]["mup_base_width"])
+    ]
+    low = [run(256, 0, 2.0**n, 2**-5.5, seed) for n in (-8, -7, -6) for seed in (0, 1)]
+    found = transfer([*others, *low, *runs])
+    wide = found.sweeps[STANDARD][-1]
+    assert wide.means[-2:] == [math.inf] * 2 and not wide.at_edge and wide.optimum == 2.0**-6
+    assert not found.excluded
+    text = transfer_markdown(found)
+    assert "diverged | diverged" in text and "the last one tried" not in text
+    one = [*low, *runs[:1], run(256, 0, high[0], 2**-5.5, 1)]  # one of two seeds diverged
+    assert transfer([*others, *one]).sweeps[STANDARD][-1].means[-1] == math.inf
+
+
+def test_a_run_that_does_not_say_its_rate_is_named():
+    found = transfer([*study(), Run("export.csv: a", "a", {}, final_loss=3.0)])
+    assert list(found.excluded) == ["export.csv: a"]
 
 
 def test_too_little_is_refused():

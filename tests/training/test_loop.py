@@ -182,7 +182,8 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint_named(tra
     poison(monkeypatch, {6})
     with pytest.raises(NonFiniteLoss, match=r"step 6: loss nan.*last good checkpoint is .*step-00000004"):
         train(train_config)
-    assert steps(train_config.run_dir)[-1] == {"step": 6, "tokens": 640, "loss": None, "grad_norm": None}
+    last = steps(train_config.run_dir)[-1]
+    assert (last["step"], last["tokens"], last["loss"]) == (6, 640, None)
     assert all(torch.isfinite(p).all() for p in gptstar.load(train_config.run_dir)[0].parameters())
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,17 @@ def test_a_folder_that_cannot_be_written_is_told(train_config, tmp_path):
         UserError, match=r"run_dir=.*file/run cannot be written \(Not a directory\): choose another one"
     ):
         train(dataclasses.replace(train_config, run_dir=str(tmp_path / "file" / "run")))
+
+
+def test_a_run_folder_is_one_process_s_at_a_time(train_config, monkeypatch):
+    run = Path(train_config.run_dir)
+    train(train_config)
+    monkeypatch.setattr(run_folder, "PATIENCE", 0.3)
+    again = dataclasses.replace(train_config, resume=str(run))
+    with ExitStack() as held:
+        run_folder.hold(run, held)
+        with pytest.raises(UserError, match="is being trained by another process: wait for it"):
+            train(again)
+    assert train(again).step == 8
+    with ExitStack() as held:
+        run_folder.hold(run / "not there", held)  # nobody's

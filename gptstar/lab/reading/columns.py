@@ -67,8 +67,8 @@ def number(value: Any) -> float | int | None:
 
 
 def foreign_rows(rows: Iterable[dict], tokens_per_step: float | None) -> tuple[list[dict], list[str]]:
-    """Rows of somebody else's tracking, under our names, as `gptstar.lab.series.curves` takes them, and what is wrong
-    with them.
+    """Rows of somebody else's tracking, under our names, as `gptstar.lab.reading.series.curves` takes them, and what is
+    wrong with them.
 
     Tokens are those of the row before where a row has none, or its step times tokens_per_step; `seconds` is training
     time until then; the last validation counts as the final one where there is none.

@@ -40,17 +40,32 @@ def find_description(sources: Sequence[str]) -> Description | None:
 
 def read_description(folder: Path) -> Description:
     """Raises UserError where it cannot be read."""
+    values = read_study(folder)
+    return Description(
+        folder,
+        values.get("name") or folder.name,
+        values.get("why") or "",
+        "\n".join(values.get("commands") or []),
+        values.get("baseline"),
+        {str(name): one.get("why") or "" for name, one in values["variants"].items()},
+        values.get("reports") or {},
+    )
+
+
+def read_study(folder: Path) -> dict:
+    """What study.yaml says, with "variants" and "runs" ({run folder: {"variant": ..., "seed": ...}}) always; nothing of
+    a folder without one. Raises UserError where it cannot be read.
+    """
     path = folder / STUDY_FILE
+    if not path.is_file():
+        return {"variants": {}, "runs": {}}
     try:
-        values = yaml.safe_load(path.read_text())
-        return Description(
-            folder,
-            values.get("name", folder.name),
-            values.get("why", ""),
-            values.get("command", ""),
-            values.get("baseline"),
-            {name: one.get("why", "") for name, one in values.get("variants", {}).items()},
-            values.get("reports") or {},
-        )
-    except (OSError, yaml.YAMLError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read ({error}): run the study's command again, which writes it") from error
+        values = yaml.safe_load(path.read_text()) or {}
+        runs = {str(name): dict(place) for name, place in (values.get("runs") or {}).items()}
+        variants = {str(name): dict(one) for name, one in (values.get("variants") or {}).items()}
+        return {**values, "runs": runs, "variants": variants}
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{path} cannot be read ({reason}): mend it, or take it away to group runs by configuration"
+        ) from error

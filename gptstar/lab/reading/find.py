@@ -9,7 +9,8 @@ from pathlib import Path
 
 from gptstar.errors import UserError
 from gptstar.lab.reading.csv_export import read_csv
-from gptstar.lab.reading.read import is_run, read_run, study_runs
+from gptstar.lab.reading.description import read_study
+from gptstar.lab.reading.read import is_run, read_run
 from gptstar.lab.reading.runs import Run
 from gptstar.lab.reading.wandb_offline import begun, find_wandb, read_wandb, wandb_id
 
@@ -26,7 +27,7 @@ def find_runs(
 ) -> list[Run]:
     """All runs that the sources hold, in their order, each once; a folder's in its study's order, else by name.
 
-    columns, configs   of foreign runs: see `gptstar.lab.wandb_offline.read_wandb`, `gptstar.lab.csv_export.read_csv`
+    columns, configs   of foreign runs: see `read_wandb` and `read_csv`
 
     A run that its study names and that has not begun is there too, with that problem. Where a run's folder and its
     wandb files are both reached, the folder is read, which knows more. Raises UserError for a source without runs.
@@ -85,7 +86,7 @@ def _below(path: Path, depth: int) -> Iterator[Path]:
     yield from logs
     if logs or not depth:
         return
-    named = study_runs(path)
+    named = read_study(path)["runs"]
     for name in named:
         yield path / name
     if path.is_dir():

@@ -7,9 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gptstar.errors import UserError
+from gptstar.lab.reading.description import read_study
 from gptstar.lab.reading.runs import HeldOut, Run
 from gptstar.lab.reading.series import NUMBERS, curves, first_bad_step
 from gptstar.lab.reading.settings import budget, seed_of, size, variant_of
@@ -34,7 +33,7 @@ def read_run(path: str | Path) -> Run:
     found = curves(_lines(run, problems))
     facts = _facts(run, problems)
     parameters, flops = (facts.get("parameters"), facts.get("flops_per_token")) if facts else size(config)
-    place = study_runs(run.absolute().parent).get(name, {})
+    place = read_study(run.absolute().parent)["runs"].get(name, {})
     wanted = budget(config)
     if not problems:
         problems += ending(found, wanted[0] if wanted else None)
@@ -71,21 +70,6 @@ def ending(found: dict[str, Any], total: int | None) -> list[str]:
     if not whole:
         return [f"stopped at step {last} of {total}"]
     return [f"stopped at step {last}, before its final validation"]
-
-
-def study_runs(folder: Path) -> dict[str, dict]:
-    """{run folder: {"variant": ..., "seed": ...}} of a study's folder; empty where there is no study.yaml."""
-    path = folder / "study.yaml"
-    if not path.is_file():
-        return {}
-    try:
-        runs = (yaml.safe_load(path.read_text()) or {}).get("runs") or {}
-        return {str(name): dict(place) for name, place in runs.items()}
-    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{path} cannot be read ({reason}): mend it, or take it away to group runs by configuration"
-        ) from error
 
 
 def _config(run: Path, problems: list[str]) -> dict:

@@ -85,3 +85,8 @@ class Run:
     commit: str | None = None
     command: str | None = None
     problem: str | None = None
+
+    @property
+    def diverged(self) -> bool:
+        """Whether it ended because its loss was infinite or not a number."""
+        return self.final_loss is None and len(self.losses) > 0 and not np.isfinite(self.losses[-1])

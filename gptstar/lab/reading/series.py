@@ -21,7 +21,7 @@ NUMBERS = (
 
 
 def curves(rows: Iterable[dict]) -> dict[str, Any]:
-    """The fields of `gptstar.lab.runs.Run` that rows tell.
+    """The fields of `gptstar.lab.reading.runs.Run` that rows tell.
 
     Rows come in the order of writing: a step that comes again, after a resumption, takes back itself and all that came
     after it. A loss of None is not a number there.

@@ -12,6 +12,8 @@ from gptstar.model.choices import check_choices
 from gptstar.model.config import ModelConfig
 from gptstar.model.describe import flops_per_token, parameter_count
 from gptstar.training.config import BatchWarmup, LengthWarmup, TrainConfig, TrainerConfig, batch_sizes
+from gptstar.training.run_folder import flat as flat_settings
+from gptstar.training.run_folder import plain
 
 # What two runs may differ in and still be seeds of one variant, and why.
 SAME_VARIANT = {
@@ -48,7 +50,8 @@ def flat(config: dict) -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}; our own configurations whole, with the defaults of settings they do not name,
     for a setting is at its default in a run that is older than it.
     """
-    return _flat(_usual() | _flat(config)) if is_ours(config) else _flat(config)
+    own = flat_settings(plain(config))
+    return flat_settings(_usual() | own) if is_ours(config) else own
 
 
 def default(key: str) -> Any:
@@ -92,7 +95,7 @@ def _under(key: str, names: Iterable[str]) -> bool:
 
 def seed_of(config: dict) -> int | None:
     """trainer.seed, or a foreign configuration's seed."""
-    values = _flat(config)
+    values = flat_settings(plain(config))
     seed = values.get("trainer.seed", values.get("seed"))
     return seed if isinstance(seed, int) else None
 
@@ -175,14 +178,4 @@ def _positions() -> dict[str, int]:
 
 @cache
 def _usual() -> dict[str, Any]:
-    return _flat(asdict(TrainConfig()))
-
-
-def _flat(values: dict, prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            found.update(_flat(value, f"{prefix}{key}."))
-        else:
-            found[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return found
+    return flat_settings(plain(asdict(TrainConfig())))

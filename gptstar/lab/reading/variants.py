@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 from gptstar.lab.reading.runs import Run
@@ -21,12 +23,13 @@ TRIED = 40  # settings that names are looked for among
 def variants(runs: Iterable[Run]) -> dict[str, list[Run]]:
     """{variant: its runs}, in the order of their first runs.
 
-    A run belongs to the variant that its study, group or table names; else to those whose configuration is equal but
-    for what `gptstar.lab.settings.SAME_VARIANT` lists, called model.name and the fewest keys that tell it from the
+    A run belongs to the variant that its study, group or table names (STUDY/VARIANT, where several studies mean
+    different things by it); else to those whose configuration is equal but for what
+    `gptstar.lab.reading.settings.SAME_VARIANT` lists, called model.name and the fewest keys that tell it from the
     others; a run without configuration is a variant of its name. Of runs with the same seed the last one without a
     problem is kept; the others get a problem that says so.
     """
-    runs = list(runs)
+    runs = _told_by_study(list(runs))
     made = {key: run.config for run in runs if run.variant is None and (key := _key(run.config)) is not None}
     names = _names(made, {run.variant for run in runs})
     grouped: dict[str, list[Run]] = {}
@@ -35,6 +38,28 @@ def variants(runs: Iterable[Run]) -> dict[str, list[Run]]:
         name = run.variant or (names[key] if key is not None else run.name)
         grouped.setdefault(name, []).append(run)
     return {name: _one_a_seed(name, group) for name, group in grouped.items()}
+
+
+def _told_by_study(runs: list[Run]) -> list[Run]:
+    """A variant's name that several studies have for different settings gets the study's name in front."""
+    studies: dict[str, dict[str, set]] = {}
+    for run in runs:
+        if run.variant is not None:
+            studies.setdefault(run.variant, {}).setdefault(_study(run), set()).add(_key(run.config))
+    shared = {name for name, of in studies.items() if len(of) > 1 and len(set().union(*of.values())) > 1}
+    return [replace(r, variant=f"{_study(r)}/{r.variant}") if r.variant in shared else r for r in runs]
+
+
+def _study(run: Run) -> str:
+    """Its group or the folder that it lies in."""
+    logger = run.config.get("logger")
+    group = logger.get("group") if isinstance(logger, dict) else None
+    return str(group or Path(run.source).parent.name)
+
+
+def digest(config: dict) -> str:
+    """Of a variant's settings: equal for its seeds."""
+    return hashlib.sha256((_key(config) or "").encode()).hexdigest()[:16]
 
 
 def _key(config: dict) -> str | None:

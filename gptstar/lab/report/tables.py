@@ -102,7 +102,8 @@ def _to_reach(study: Study) -> Table:
             ]
             rows.append([variant.name, *cells])
     note = (
-        f"What a variant needs as a share of what {study.baseline} needed, with 95% confidence intervals: 0.5 is half. "
+        f"What a variant needs to come to {study.baseline}'s last validation during the run, as a share of what "
+        f"{study.baseline} needed, with 95% confidence intervals: 0.5 is half. "
         '"Or more": not every seed reaches it.'
     )
     header = ["variant", "tokens (share)", "time (share)", "FLOPs (share)"]

@@ -40,8 +40,9 @@ def to_reach(variant: Sequence[Line], baseline: Sequence[Line]) -> Interval | No
     mean curve reaches the final value of each of the baseline's seeds. Their variances add on the logarithmic scale;
     Student's t with Welch and Satterthwaite's degrees of freedom.
 
-    None: the mean curve does not reach it. Without bounds: one of the two has a single seed. With `low` but no `high`:
-    some seeds, or some of the baseline's values, are not reached; these count as reached at the end for `low`.
+    None: the mean curve does not reach it. With `high` but no `low`: its first point is there already. Without bounds:
+    one of the two has a single seed. With `low` but no `high`: some seeds, or some of the baseline's values, are not
+    reached; these count as reached at the end for `low`.
     """
     x, y = _mean_curve(variant)
     finals, budgets = np.array([line.y[-1] for line in baseline]), np.array([line.x[-1] for line in baseline])
@@ -50,6 +51,8 @@ def to_reach(variant: Sequence[Line], baseline: Sequence[Line]) -> Interval | No
     if at is None:
         return None
     value = at / budget
+    if at <= x[0]:  # at the first validation already, so sooner than that
+        return Interval(value, None, value)
     if len(variant) == 1 or len(baseline) == 1:
         return Interval(value)
     seeds = [(reach(line.x, line.y, target), line.x[-1], budget) for line in variant]

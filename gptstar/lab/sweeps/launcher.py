@@ -22,6 +22,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 from rich.console import Console
 
+from gptstar.configuration import quoted
 from gptstar.errors import EXIT_INTERRUPTED
 
 
@@ -30,7 +31,7 @@ class ProcessLauncher(Launcher):
 
     def __init__(self, jobs: int = 1) -> None:
         self.jobs = jobs
-        self.running: list[subprocess.Popen] = []
+        self.told: set[subprocess.Popen] = set()  # to save themselves and end
         self.stopping = False
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -54,17 +55,25 @@ class ProcessLauncher(Launcher):
                         highlight=False,
                         soft_wrap=True,
                     )
-                    active[number] = subprocess.Popen(command, env=self._environment(), preexec_fn=_end_with_parent)
-                    self.running = list(active.values())
+                    active[number] = subprocess.Popen(
+                        command,
+                        env=self._environment(),
+                        start_new_session=True,  # a Ctrl-C is the launcher's to pass on, once
+                        preexec_fn=end_with_parent,
+                    )
                 for number, process in list(active.items()):
                     if (code := process.poll()) is not None:
                         codes[number] = code
                         del active[number]
+                if self.stopping:
+                    for process in set(active.values()) - self.told:
+                        self.told.add(process)
+                        process.send_signal(signal.SIGTERM)
                 if self.stopping and not active:
                     console.print("interrupted: the same command goes on")
                     sys.exit(EXIT_INTERRUPTED)
                 if EXIT_INTERRUPTED in codes.values():  # a signal to the run itself
-                    self._stop(signal.SIGTERM, None)
+                    self.stopping = True
                 time.sleep(0.1)
         finally:
             for number, handler in before.items():
@@ -76,7 +85,7 @@ class ProcessLauncher(Launcher):
         own = [o for o in overrides if not o.startswith(("run_dir=", "hydra.sweep.subdir="))]
         given = dict(o.split("=", 1) for o in overrides if o.startswith(("run_dir=", "hydra.sweep.subdir=")))
         folder = Path(str(self.config.hydra.sweep.dir)) / given.get("hydra.sweep.subdir", str(number))
-        return [sys.executable, sys.argv[0], *own, f"run_dir={folder}"]
+        return [sys.executable, sys.argv[0], *own, f"run_dir={quoted(str(folder))}"]
 
     def _environment(self) -> dict[str, str]:
         if self.jobs == 1:
@@ -84,15 +93,11 @@ class ProcessLauncher(Launcher):
         return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.jobs)), **os.environ}
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        """Hands a signal on, once: runs save themselves."""
-        if not self.stopping:
-            self.stopping = True
-            for process in self.running:
-                if process.poll() is None:
-                    process.send_signal(signal.SIGTERM)
+        """At a signal no further run begins, and those that there are are told, once: they save themselves."""
+        self.stopping = True
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """A run whose launcher is killed saves itself, so that the same command can go on with it (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

@@ -15,7 +15,7 @@ from hydra.core.utils import JobReturn
 from rich.console import Console
 
 from gptstar.errors import UserError
-from gptstar.lab.sweeps.launcher import ProcessLauncher, returned
+from gptstar.lab.sweeps.launcher import ProcessLauncher, end_with_parent, returned
 
 
 class RayLauncher(ProcessLauncher):
@@ -68,4 +68,4 @@ class RayLauncher(ProcessLauncher):
 def _run(command: list[str], folder: str, environment: dict[str, str]) -> int:
     """On the node that Ray has picked, which says which GPUs are the task's."""
     told = {key: value for key, value in os.environ.items() if key.startswith(("CUDA_", "RAY_"))}
-    return subprocess.run(command, cwd=folder, env={**environment, **told}).returncode
+    return subprocess.run(command, cwd=folder, env={**environment, **told}, preexec_fn=end_with_parent).returncode

@@ -36,7 +36,7 @@ TOKENS_A_STEP = ("trainer.batch_size", "trainer.sequence_length", "model.context
 
 
 class SearchSweeper(Sweeper):
-    """Hydra's side of a search: see `gptstar.lab.trials.Search` for what the numbers mean."""
+    """Hydra's side of a search: see `gptstar.lab.sweeps.trials.Search` for what the numbers mean."""
 
     def __init__(
         self,

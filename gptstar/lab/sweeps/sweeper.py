@@ -3,8 +3,8 @@
 `python train.py -m experiment=NAME` runs what configs/experiment/NAME.yaml lists below hydra.sweeper:
 
     baseline   the variant that the others are compared with
-    seeds      trainer.seed of each repetition; all variants of a seed run one after another, so that whatever changes
-               in the meantime (heat, neighbours, drivers) touches all of them alike
+    seeds      trainer.seed of each repetition; all variants of a seed run one after another, those of the next seed in
+               reverse, so that whatever changes in the meantime (heat, neighbours, drivers) touches all of them alike
     variants   {NAME: {why: in words, set: [overrides]}}
     only       some of the variants; empty: all
     equal_parameters  the share by which parameter counts may differ from the baseline's; null: by anything
@@ -34,9 +34,10 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from rich.console import Console
 
+from gptstar.configuration import quoted
 from gptstar.errors import UserError
 from gptstar.files import replace_text
-from gptstar.lab.reading.description import STUDY_FILE
+from gptstar.lab.reading.description import STUDY_FILE, read_study
 from gptstar.model.describe import parameter_count
 from gptstar.pretrained.native import read_run_config
 from gptstar.training.config import TrainConfig
@@ -76,11 +77,11 @@ class StudySweeper(Sweeper):
         equal_parameters: float | None = None,
         reports: DictConfig | None = None,
     ) -> None:
-        self.variants = {str(name): plain(OmegaConf.to_container(value)) for name, value in variants.items()}
+        self.variants = {str(name): plain(value) for name, value in _container(variants, "variants", dict).items()}
         self.baseline, self.why, self.equal_parameters = baseline, why, equal_parameters
-        self.seeds = [int(seed) for seed in seeds]
-        self.only = [str(name) for name in only or []]
-        self.reports = plain(OmegaConf.to_container(reports)) if reports is not None else {}
+        self.seeds = _container(seeds, "seeds", list)
+        self.only = [str(name) for name in _container(only or [], "only", list)]
+        self.reports = plain(_container(reports or {}, "reports", dict))
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.own_config = hydra_context, config
@@ -94,7 +95,7 @@ class StudySweeper(Sweeper):
         folder = Path(str(self.own_config.hydra.sweep.dir))
         jobs = self._jobs(arguments, folder)
         configs = {job.name: self._composed(job) for job in jobs}
-        self._check_sizes(jobs, configs)
+        self._check_sizes(arguments, jobs, configs)
         waiting = [job for job in jobs if not finished(folder / job.name, configs[job.name])]
         self._describe(folder, jobs, arguments)
         done = len(jobs) - len(waiting)
@@ -124,6 +125,8 @@ class StudySweeper(Sweeper):
             raise UserError(
                 f"hydra.sweeper.baseline={self.baseline} is no variant: choose one of {', '.join(self.variants)}"
             )
+        if not all(isinstance(seed, int) for seed in self.seeds):
+            raise UserError(f"hydra.sweeper.seeds={self.seeds} must be whole numbers")
         if len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"hydra.sweeper.seeds={self.seeds} has a seed twice: that would be the same run")
         for name, value in self.variants.items():
@@ -141,11 +144,10 @@ class StudySweeper(Sweeper):
                 raise UserError(f"{override.input_line} cannot be set for the whole study: {whose}")
 
     def _jobs(self, arguments: list[str], folder: Path) -> list[Job]:
-        """Seed by seed, all variants of each."""
-        ours = ("run_dir=", "resume=", "hydra.", "hydra/")
-        told = [argument for argument in arguments if not argument.lstrip("+~").startswith(ours)]
+        """Seed by seed, all variants of each; there and back, so that a steady drift favours none."""
+        told = self._told(arguments)
         if not any(a.startswith("logger.group=") for a in told):
-            told.append(f"logger.group={folder.name}")
+            told.append(f"logger.group={quoted(folder.name)}")
         chosen = {name: value for name, value in self.variants.items() if not self.only or name in self.only}
         return [
             Job(
@@ -156,13 +158,18 @@ class StudySweeper(Sweeper):
                     *value["set"],
                     f"trainer.seed={seed}",
                     "resume=auto",
-                    f"run_dir={folder}",
+                    f"run_dir={quoted(str(folder))}",
                     f"hydra.sweep.subdir={name}-{seed}",
                 ],
             )
-            for seed in self.seeds
-            for name, value in chosen.items()
+            for turn, seed in enumerate(self.seeds)
+            for name, value in (reversed(chosen.items()) if turn % 2 else chosen.items())
         ]
+
+    def _told(self, arguments: list[str]) -> list[str]:
+        """What the command line says for all runs."""
+        ours = ("run_dir=", "resume=", "hydra.", "hydra/")
+        return [argument for argument in arguments if not argument.lstrip("+~").startswith(ours)]
 
     def _composed(self, job: Job) -> TrainConfig:
         try:
@@ -177,12 +184,12 @@ class StudySweeper(Sweeper):
             raise UserError(f"variant {job.variant}: {error}") from error
         return made
 
-    def _check_sizes(self, jobs: Sequence[Job], configs: dict[str, TrainConfig]) -> None:
+    def _check_sizes(self, arguments: list[str], jobs: list[Job], configs: dict[str, TrainConfig]) -> None:
         if self.equal_parameters is None:
             return
-        sizes = {job.variant: parameter_count(configs[job.name].model) for job in jobs if job.seed == self.seeds[0]}
-        wanted = sizes.get(self.baseline, next(iter(sizes.values())))
-        for name, size in sizes.items():
+        baseline = self._composed(Job(self.baseline, 0, [*self._told(arguments), *self.variants[self.baseline]["set"]]))
+        wanted = parameter_count(baseline.model)
+        for name, size in {job.variant: parameter_count(configs[job.name].model) for job in jobs}.items():
             if abs(size / wanted - 1) > self.equal_parameters:
                 raise UserError(
                     f"variant {name} has {size:,} parameters and {self.baseline} {wanted:,}: make them equal to within "
@@ -192,18 +199,20 @@ class StudySweeper(Sweeper):
     def _describe(self, folder: Path, jobs: Sequence[Job], arguments: list[str]) -> None:
         """study.yaml: what compare.py has to know. Variants of an earlier command on the same folder stay in it."""
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / STUDY_FILE
-        before = yaml.safe_load(path.read_text()) if path.is_file() else {}
+        before = read_study(folder)
         runs = {job.name: {"variant": job.variant, "seed": job.seed} for job in jobs}
+        told = [o for o in self.own_config.hydra.overrides.hydra if not o.startswith("hydra.mode=")]
+        command = shlex.join(["python", "train.py", "-m", *arguments, *told])
         study = {
             "name": folder.name,
             "why": self.why,
-            "command": shlex.join(["python", "train.py", "-m", *arguments]),
+            "commands": list(dict.fromkeys([*before.get("commands", []), command])),
             "baseline": self.baseline,
             "reports": self.reports,
             "variants": self.variants,
-            "runs": {**before.get("runs", {}), **runs},
+            "runs": {**before["runs"], **runs},
         }
+        path = folder / STUDY_FILE
         replace_text(path, yaml.safe_dump(study, sort_keys=False, allow_unicode=True, width=120))
 
 
@@ -224,6 +233,15 @@ def finished(run: Path, config: TrainConfig) -> bool:
         )
     lines = read_metrics(run / "metrics.jsonl")
     return bool(lines) and "final_loss" in lines[-1] and lines[-1]["step"] == config.total_steps
+
+
+def _container(value: Any, key: str, kind: type) -> Any:
+    """Plain, or a UserError for what is neither a list nor a dictionary."""
+    made = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    if not isinstance(made, kind):
+        form = "[A, B]" if kind is list else "{A: B}"
+        raise UserError(f"hydra.sweeper.{key}={made!r} must be of the form {form}")
+    return made
 
 
 def _key(override: str) -> str:

@@ -13,14 +13,12 @@ shorter training. The price: losses in the middle of a schedule are no final los
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import json
 import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,12 +32,12 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import TrialState
 
 from gptstar.errors import EXIT_BAD_INPUT, EXIT_NONFINITE, UserError
+from gptstar.lab.sweeps.launcher import end_with_parent
 from gptstar.lab.sweeps.space import Between, Choice
 from gptstar.training.interrupt import Interrupt
 
 POLL = 0.5  # seconds between two looks at a trial
 GRACE = 120.0  # seconds that a trial may take to save itself, or an earlier search to end
-ORPHANED = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 Settings = dict[str, str]
 
@@ -165,7 +163,7 @@ class Search:
                     stderr=subprocess.STDOUT,
                     start_new_session=True,  # Ctrl-C is the search's to pass on
                     pass_fds=[lock],  # nobody else searches here while it lives
-                    preexec_fn=_end_with_parent,
+                    preexec_fn=end_with_parent,
                 )
             with _stopped_at_last(process):
                 while process.poll() is None and interrupt.requested is None and fallen is None:
@@ -314,9 +312,3 @@ def _stopped_at_last(process: subprocess.Popen) -> Iterator[None]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-
-
-def _end_with_parent() -> None:
-    """In the trial's process: a search that is killed takes its trial along, where the system can do that."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(ORPHANED, signal.SIGTERM)

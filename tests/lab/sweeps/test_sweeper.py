@@ -47,7 +47,7 @@ def launched(monkeypatch):
 def test_all_variants_of_a_seed_run_before_the_next_seed(door, launched, capsys):
     door("-m", *STUDY, "run_dir=there", "trainer.max_steps=30")
     names = [dict(o.split("=", 1) for o in job)["hydra.sweep.subdir"] for job in launched]
-    assert names == ["plain-3", "wide-3", "plain-4", "wide-4"]
+    assert names == ["plain-3", "wide-3", "wide-4", "plain-4"]
     assert launched[1] == [
         *("trainer.max_steps=30", "logger.group=there", "model.d_ff=900", "trainer.seed=3", "resume=auto"),
         *("run_dir=there", "hydra.sweep.subdir=wide-3"),
@@ -57,7 +57,9 @@ def test_all_variants_of_a_seed_run_before_the_next_seed(door, launched, capsys)
     about = yaml.safe_load(Path("there/study.yaml").read_text())
     assert about["baseline"] == "plain" and about["variants"]["wide"]["why"] == "wider"
     assert about["runs"]["wide-4"] == {"variant": "wide", "seed": 4}
-    assert about["command"].startswith("python train.py -m") and "trainer.max_steps=30" in about["command"]
+    (command,) = about["commands"]
+    assert command.startswith("python train.py -m") and "trainer.max_steps=30" in command
+    assert "'hydra.sweeper.seeds=[3,4]'" in command
 
 
 def test_some_of_the_variants_leave_the_others_in_the_description(door, launched):
@@ -65,7 +67,8 @@ def test_some_of_the_variants_leave_the_others_in_the_description(door, launched
     door("-m", *STUDY, "run_dir=there", "hydra.sweeper.only=[wide]", "hydra.sweeper.seeds=[9]")
     assert [job[-1] for job in launched[4:]] == ["hydra.sweep.subdir=wide-9"]
     runs = yaml.safe_load(Path("there/study.yaml").read_text())["runs"]
-    assert list(runs) == ["plain-3", "wide-3", "plain-4", "wide-4", "wide-9"]
+    assert list(runs) == ["plain-3", "wide-3", "wide-4", "plain-4", "wide-9"]
+    assert len(yaml.safe_load(Path("there/study.yaml").read_text())["commands"]) == 2
 
 
 MISTAKES = [
@@ -79,6 +82,10 @@ MISTAKES = [
     (["++hydra.sweeper.variants={a@b: {set: []}}", "hydra.sweeper.baseline=a@b"], "'a@b' becomes a folder's name"),
     (["++hydra.sweeper.variants={a: [x]}", "hydra.sweeper.baseline=a"], "variant a must be {why: TEXT, set:"),
     (["schedule.warmup_steps=5000"], "variant plain: schedule.warmup_steps=5000 is longer than the run"),
+    (["hydra.sweeper.seeds=3"], "hydra.sweeper.seeds=3 must be of the form [A, B]"),
+    (["hydra.sweeper.seeds=[x]"], "must be whole numbers"),
+    (["++hydra.sweeper.variants={a: foo}", "hydra.sweeper.baseline=a"], "variant a must be {why: TEXT, set:"),
+    (["hydra.sweeper.equal_parameters=0.01", "hydra.sweeper.only=[wide]"], "variant wide has 2,500,360 parameters"),
     (["hydra.sweeper.equal_parameters=0.01"], "variant wide has 2,500,360 parameters and plain 2,578,336"),
     (["++hydra.sweeper.variants={a: {set: ['model.n_heads=3']}}", "hydra.sweeper.baseline=a"], "n_heads"),
 ]
@@ -117,6 +124,62 @@ def _command(corpus_dir, cache_dir, folder: Path) -> list[str]:
         *("model.d_head=16", "model.context=32", "trainer.batch_size=4", "trainer.eval_tokens=512"),
         *("trainer.peak_flops=1e11", "schedule.warmup_steps=0"),
     ]
+
+
+def test_a_folder_with_an_unusual_name(door, launched):
+    door("-m", *STUDY, "run_dir='st 5,a'")
+    assert "run_dir='st 5,a'" in launched[0] and Path("st 5,a/study.yaml").is_file()
+
+
+def test_a_damaged_description_is_named(door, launched, capsys):
+    Path("there").mkdir()
+    Path("there/study.yaml").write_text("runs: [1, 2]")
+    with pytest.raises(SystemExit):
+        door("-m", *STUDY, "run_dir=there")
+    assert "there/study.yaml cannot be read" in capsys.readouterr().err and not launched
+
+
+def test_a_study_without_m_is_refused(door, capsys):
+    with pytest.raises(SystemExit):
+        door("experiment=ablate_star", main=lambda config: pytest.fail("trained"))
+    assert "this experiment is a study of many runs: add -m" in capsys.readouterr().err
+
+
+# A run that saves itself at the first signal and is lost at the second.
+CHILD = """
+import os, signal, sys, time
+from gptstar.training.interrupt import Interrupt
+open(sys.argv[1], "w").write("began")
+with Interrupt() as interrupt:
+    try:
+        while not interrupt.requested: time.sleep(0.02)
+        time.sleep(1)  # the step, and saving
+    except KeyboardInterrupt:
+        open(sys.argv[1], "w").write("lost"); sys.exit(1)
+open(sys.argv[1], "w").write("saved"); sys.exit(75)
+"""
+
+
+def test_ctrl_c_reaches_a_run_once(tmp_path):
+    script = f"""
+import sys
+from omegaconf import OmegaConf
+from gptstar.lab.sweeps import launcher
+child = [sys.executable, {str(tmp_path / "child.py")!r}, {str(tmp_path / "said")!r}]
+launcher.ProcessLauncher._command = lambda self, overrides, number: child
+launcher.ProcessLauncher().launch([["a=1"], ["b=1"]], 0)
+"""
+    (tmp_path / "child.py").write_text(CHILD)
+    (tmp_path / "parent.py").write_text(script)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    job = subprocess.Popen([sys.executable, tmp_path / "parent.py"], env=environment, start_new_session=True)
+    end = time.monotonic() + 60
+    while not (tmp_path / "said").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    os.killpg(job.pid, signal.SIGINT)  # as a terminal does
+    assert job.wait(30) == 75
+    assert (tmp_path / "said").read_text() == "saved"
 
 
 @pytest.mark.slow
