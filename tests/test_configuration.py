@@ -113,7 +113,7 @@ def test_every_choice_of_every_group_composes(door, group):
         "file": ["tokenizer.source=x"],
     }
     for path in sorted((config_directory() / group).glob("*.yaml")):
-        (config,) = composed(door, f"{group}={path.stem}", *more.get(path.stem, []))
+        (config,) = composed(door, f"{group}={path.stem}", "run_dir=here", *more.get(path.stem, []))
         assert isinstance(config, TrainConfig)
         if group == "model":
             assert config.model == preset(path.stem)
