@@ -70,9 +70,8 @@ def plan_arguments(arguments: Sequence[str]) -> list[str] | None:
 def load_hardware(name: str, **changes: Any) -> Hardware:
     """The machine of configs/hardware/NAME.yaml, with some fields changed. UserError for an unknown name."""
     folder = config_directory() / "hardware"
-    if not (folder / f"{name}.yaml").is_file():
-        known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-        raise UserError(f"hardware={name} is unknown: choose one of {known}")
+    if name not in hardware_names():
+        raise UserError(f"hardware={name} is unknown: choose one of {', '.join(hardware_names())}")
     own = OmegaConf.load(folder / f"{name}.yaml")
     assert isinstance(own, DictConfig)
     bases = [base for base in own.pop("defaults", []) if base != "_self_"]
@@ -82,11 +81,21 @@ def load_hardware(name: str, **changes: Any) -> Hardware:
     return made
 
 
+def data_sheets() -> list[Hardware]:
+    """The machines of configs/hardware but the one at hand."""
+    return [load_hardware(name) for name in hardware_names() if name != "this"]
+
+
+def hardware_names() -> list[str]:
+    """What hardware= can be."""
+    return sorted(path.stem for path in (config_directory() / "hardware").glob("*.yaml"))
+
+
 def print_plan(config: PlanConfig, console: Console) -> None:
     """Prints it, and writes what `output` asks for. Raises UserError for what cannot be planned."""
     run = find_run(config.resume) if config.resume else None
     training = TrainConfig(**{each.name: getattr(config, each.name) for each in fields(TrainConfig)})
-    hardware = measured(config.hardware, config.trainer.precision, config.optimizer.name)
+    hardware = measured(config.hardware, config.trainer.precision, config.optimizer.name, data_sheets())
     found = plan(training, hardware, mfu=config.mfu)
     more = [] if run is None else [beside(found, read_metrics(run / "metrics.jsonl"), str(run))]
     show(found, console, more)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -14,7 +15,7 @@ import torch
 from gptstar.device import DTYPES
 from gptstar.environment import cpu_name
 from gptstar.errors import UserError
-from gptstar.training.throughput import CUDA_PEAKS, measure_bandwidth, measure_matmul_peak
+from gptstar.training.throughput import CUDA_PEAKS, chip_of, measure_bandwidth, measure_matmul_peak
 
 
 @dataclass
@@ -57,6 +58,9 @@ class Efficiency:
 # figure 5). A kernel that only moves numbers reaches 0.85 of the memory's bandwidth. Rings between GPUs reach 0.6 of a
 # link's rate, and the last bucket of gradients, with the first layer's, has no backward pass to hide behind: 0.8.
 GPU = Efficiency(matmul=0.6, attention=0.35, memory=0.85, link=0.6, overlap=0.8)
+# A GPU without a data sheet here is measured: clock and power limit are in its peak already, and a copy is what moving
+# numbers is like. What is left is shape, a CPU's share; attention by the same step from 0.35 of a data sheet's.
+MEASURED_GPU = Efficiency(matmul=0.85, attention=0.5, memory=1.0, link=0.6, overlap=0.8)
 # A CPU's peak and bandwidth are measured. The peak is of a product whose operands lie in the caches, in a step they
 # come from memory: 0.85. Attention: 0.33 to 0.41 of the peak, forward and backward, for heads of 48 to 128 channels,
 # with a bias or without (one core of an EPYC with AVX-512, 2026-11-21). A copy is what moving numbers is like.
@@ -137,14 +141,32 @@ class Hardware:
         return self.efficiency.over(GPU if self.device == "cuda" else CPU)
 
 
-def measured(hardware: Hardware, precision: str = "auto", optimizer: str = "adamw") -> Hardware:
+def measured(
+    hardware: Hardware, precision: str = "auto", optimizer: str = "adamw", sheets: Iterable[Hardware] = ()
+) -> Hardware:
     """`this`, with what it lacks measured now, in a few seconds; any other machine as it is.
 
-    precision, optimizer: of the run, as they decide which peaks are wanted.
+    precision, optimizer: of the run, as they decide which peaks are wanted. sheets: machines whose figures serve
+    instead where this one has the same GPU.
     """
     if hardware.name != "this":
         return hardware
     cuda = torch.cuda.is_available()
+    if cuda and (sheet := _sheet(sheets)):
+        return replace(
+            sheet,
+            name="this",
+            devices=hardware.devices,
+            peaks={**sheet.peaks, **hardware.peaks},
+            memory_gib=hardware.memory_gib or sheet.memory_gib,
+            bandwidth=hardware.bandwidth or sheet.bandwidth,
+            link=hardware.link or sheet.link,
+            price=hardware.price,
+            currency=hardware.currency,
+            watts=hardware.watts or sheet.watts,
+            efficiency=hardware.efficiency,
+            source=f"{torch.cuda.get_device_name()}, {sheet.source}",
+        )
     device = torch.device("cuda" if cuda else "cpu")
     both = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     half = ["fp16", "bf16"] if both else ["fp16"] if cuda else []
@@ -163,8 +185,16 @@ def measured(hardware: Hardware, precision: str = "auto", optimizer: str = "adam
         memory_gib=hardware.memory_gib or memory / 2**30,
         bandwidth=hardware.bandwidth or measure_bandwidth(device, n_byte=2**27),
         functions=hardware.functions or (None if cuda else measure_functions()),
+        efficiency=hardware.efficiency.over(MEASURED_GPU) if cuda else hardware.efficiency,
         source=f"measured on {torch.cuda.get_device_name(device) if cuda else cpu_name()}",
     )
+
+
+def _sheet(sheets: Iterable[Hardware]) -> Hardware | None:
+    """The one of this machine's GPU: its name, and its memory too, as there are A100 of two sizes, and laptops."""
+    chip, memory = chip_of(torch.cuda.get_device_name()), torch.cuda.get_device_properties(0).total_memory
+    same = (each for each in sheets if chip and each.chip == chip and each.devices == 1)
+    return next((each for each in same if abs(each.memory / memory - 1) < 0.1), None)
 
 
 def measure_functions(rows: int = 1024, width: int = 4096, repeats: int = 5) -> float:

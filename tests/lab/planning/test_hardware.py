@@ -1,17 +1,16 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from gptstar.configuration import config_directory
 from gptstar.errors import UserError
 from gptstar.lab.planning import hardware as module
-from gptstar.lab.planning.hardware import CPU, GPU, Efficiency, Hardware, measured
-from gptstar.plan import load_hardware
+from gptstar.lab.planning.hardware import CPU, GPU, MEASURED_GPU, Efficiency, Hardware, measured
+from gptstar.plan import data_sheets, hardware_names, load_hardware
 from gptstar.training.throughput import CUDA_PEAKS
 
-NAMES = sorted(path.stem for path in (config_directory() / "hardware").glob("*.yaml"))
 
-
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "this"])
+@pytest.mark.parametrize("name", [name for name in hardware_names() if name != "this"])
 def test_every_file_is_a_whole_machine(name):
     found = load_hardware(name)
     assert found.name == name and found.source and found.device == "cuda"
@@ -61,6 +60,40 @@ def test_this_machine_is_measured_and_others_are_not(monkeypatch):
     assert (found.device, found.peak("fp32"), found.bandwidth, found.functions) == ("cpu", 1e11, 2e10, 3e9)
     assert found.memory_gib > 0.5 and wanted == [torch.float32]
     assert measured(load_hardware("this"), optimizer="muon").peaks.keys() == {"fp32", "bf16"}
+
+
+@pytest.mark.parametrize(
+    ("name", "gib", "sheet"),
+    [
+        ("NVIDIA A100-SXM4-40GB", 39.4, "a100_40g"),
+        ("NVIDIA A100-SXM4-80GB", 79.25, "a100_80g"),
+        ("NVIDIA GeForce RTX 4090", 23.6, "4090"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", 15.7, None),
+        ("NVIDIA B200", 178.0, None),
+    ],
+)
+def test_a_gpu_at_hand_has_its_data_sheets_figures_or_shares_of_measured_ones(monkeypatch, name, gib, sheet):
+    """Shares of a data sheet and a measured peak must not meet: a real kernel's loss would be taken off twice."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: name)
+    memory = SimpleNamespace(total_memory=gib * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
+    monkeypatch.setattr(module, "measure_matmul_peak", lambda *_: 8e13)
+    monkeypatch.setattr(module, "measure_bandwidth", lambda *_, **__: 7e11)
+    found = measured(load_hardware("this", devices=2, efficiency={"link": 0.5}), sheets=data_sheets())
+    assert (found.name, found.device, found.devices, found.price) == ("this", "cuda", 2, None)
+    assert found.shares.link == 0.5 and name in found.source
+    if sheet:
+        known = load_hardware(sheet)
+        assert (found.shares.matmul, found.shares.attention, found.shares.memory) == (0.6, 0.35, 0.85)
+        assert (found.peak("bf16"), found.peak("fp32")) == (known.peak("bf16"), known.peak("fp32"))
+        assert (found.memory_gib, found.bandwidth, found.link) == (known.memory_gib, known.bandwidth, known.link)
+        changed = measured(load_hardware("this", bandwidth=1e9, price=2.0), sheets=data_sheets())
+        assert (changed.bandwidth, changed.price) == (1e9, 2.0)
+    else:
+        assert (found.peak("bf16"), found.bandwidth, found.memory_gib) == (8e13, 7e11, pytest.approx(gib))
+        assert found.shares.matmul == MEASURED_GPU.matmul > GPU.matmul and found.shares.memory == 1
 
 
 def test_exponentials_a_second(monkeypatch):
