@@ -72,6 +72,8 @@ def test_what_was_measured_stands_beside(door, train_config, capsys):
         (["plan=true", "hardware=a5000", "hardware.pric=2"], "did you mean hardware.price?"),
         (["plan=true", "hardware=t4", "trainer.precision=bf16"], "hardware=t4 has no peak for it"),
         (["plan=true", "hardware=a5000", "trainer.max_stepz=2"], "did you mean trainer.max_steps?"),
+        (["plan=true", "hardware.bandwidth=-1", "+hardware.peaks.fp32=1e9"], "hardware.bandwidth=-1 must be above 0"),
+        (["plan=true", "hardware=a5000", "hardware.price=-1"], "hardware.price=-1 must be above 0"),
         (["plan=true", "hardware=a5000", "hardware.efficiency.matmul=3"], "hardware.efficiency.matmul=3.0 must lie in"),
     ],
 )

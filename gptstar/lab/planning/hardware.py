@@ -5,6 +5,7 @@ configs/hardware/*.yaml are such machines; `this` is the one that asks, measured
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterable
@@ -67,6 +68,17 @@ MEASURED_GPU = Efficiency(matmul=0.85, attention=0.5, memory=1.0, link=0.6, over
 CPU = Efficiency(matmul=0.85, attention=0.35, memory=1.0, link=0.6, overlap=0.8)
 
 
+# Of the figures that are above 0, or null where they may be unknown.
+UNITS = {
+    "devices": "GPUs or other devices",
+    "memory_gib": "GiB",
+    "bandwidth": "bytes a second",
+    "functions": "exponentials a second",
+    "price": "money a device and hour (null: unknown)",
+    "watts": "watts a device (null: unknown)",
+}
+
+
 @dataclass
 class Hardware:
     """A machine, or several alike.
@@ -105,10 +117,16 @@ class Hardware:
             raise ValueError(f"hardware.device={self.device!r} is unknown: choose cuda or cpu")
         if self.chip and self.chip not in CUDA_PEAKS:
             raise ValueError(f"hardware.chip={self.chip!r} is unknown: choose one of {', '.join(CUDA_PEAKS)}")
-        for key in ("devices", "price", "watts", "functions"):
-            value = getattr(self, key)
-            if value is not None and value <= 0:
-                raise ValueError(f"hardware.{key}={value} must be above 0")
+
+    def check(self) -> None:
+        """Raises UserError for a figure that no machine has, once what was to be measured is."""
+        figures = {key: (getattr(self, key), unit) for key, unit in UNITS.items()}
+        figures |= {f"peaks.{precision}": (peak, "FLOP/s") for precision, peak in self.peaks.items()}
+        for key, (value, unit) in figures.items():
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"hardware.{key}={value:g} must be above 0: set hardware.{key} in {unit}")
+        if not 0 <= self.link < math.inf:
+            raise UserError(f"hardware.link={self.link:g} must not be below 0: set hardware.link in bytes a second")
 
     def peak(self, precision: str) -> float:
         """FLOP/s of a device's matrix products. Raises UserError for a precision it has none of."""

@@ -112,6 +112,7 @@ def plan(
         hardware = dataclasses.replace(hardware, efficiency=efficiency.over(hardware.efficiency))
     if mfu is not None and not 0 < mfu <= 1:
         raise UserError(f"mfu={mfu} must lie in (0, 1]: the share of the matmul peak that the run is to reach")
+    hardware.check()
     config, how = setting(config, hardware)
     model, trainer, length = config.model, config.trainer, config.sequence_length
     own = weights(model, how)
@@ -119,10 +120,11 @@ def plan(
     whole = weights(model, dataclasses.replace(how, n_tensor=1))
     per_token = flops_per_token(model, length, whole.whole - whole.trained)
     peak = hardware.peak(how.precision)
-    parts = _parts(model, own, how, hardware)
-    seconds = sum(part.counted for part in parts.values())
     tokens_per_step = config.tokens_per_step
-    if mfu is not None:
+    if mfu is None:
+        parts = _parts(model, own, how, hardware)
+        seconds = sum(part.counted for part in parts.values())
+    else:
         parts, seconds = {}, tokens_per_step * per_token / (mfu * peak * devices)
     rate = tokens_per_step / seconds
     tokens = batch_sizes(trainer).position(config.total_steps) * length

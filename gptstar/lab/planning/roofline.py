@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gptstar.errors import UserError
 from gptstar.lab.planning.hardware import Hardware
 from gptstar.lab.planning.memory import Setting, Weights
 from gptstar.model.choices import BLOCKS
@@ -199,11 +200,19 @@ def communication(
 ) -> dict[str, Part]:
     """Between devices, rings: an all-reduce sends 2 (n - 1) / n of the bytes, a gathering or scattering half of that.
 
-    backward: seconds of the backward passes that it can hide behind, of one microbatch.
+    backward: seconds of the backward passes that it can hide behind, of one microbatch. Raises UserError where they
+    have no link.
     """
+    if how.n_share * how.n_tensor == 1:
+        return {}
+    if not hardware.link:
+        raise UserError(
+            f"hardware.link=0, but {how.n_share * how.n_tensor} devices of hardware={hardware.name} train together: set "
+            "hardware.link to the bytes a second that one sends another"
+        )
     shares = hardware.shares
     assert shares.link and shares.overlap is not None
-    rate = hardware.link * shares.link if hardware.link else float("inf")
+    rate = hardware.link * shares.link
     parts: dict[str, Part] = {}
     n = how.n_share
     if n > 1 and how.parallel == "ddp":

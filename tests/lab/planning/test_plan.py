@@ -120,6 +120,34 @@ def test_what_cannot_be_trained_is_refused(changes, machine, words):
         plan(configuration(), load_hardware("a5000"), mfu=2)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(bandwidth=0), r"hardware.bandwidth=0 must be above 0: set hardware.bandwidth in bytes a second"),
+        (dict(bandwidth=-1), "hardware.bandwidth=-1"),
+        (dict(bandwidth=float("nan")), "hardware.bandwidth=nan"),
+        (dict(peaks={"bf16": 0}), r"hardware.peaks.bf16=0 must be above 0: set .* in FLOP/s"),
+        (dict(link=-5), "hardware.link=-5 must not be below 0"),
+        (dict(memory_gib=0), "hardware.memory_gib=0"),
+        (dict(devices=0), "hardware.devices=0"),
+        (dict(price=-2), "hardware.price=-2"),
+        (dict(watts=0), "hardware.watts=0"),
+    ],
+)
+def test_a_machine_that_cannot_be_is_refused(changes, words):
+    with pytest.raises(UserError, match=words):
+        plan(configuration(), load_hardware("a5000", **changes))
+
+
+def test_devices_without_a_link_are_refused_where_their_exchange_counts():
+    lonely = load_hardware("a5000", devices=2)
+    lonely.link = 0
+    with pytest.raises(UserError, match="hardware.link=0, but 2 devices of hardware=a5000 .* set hardware.link to"):
+        plan(configuration(), lonely)
+    assert plan(configuration(), lonely, mfu=0.3).devices == 2  # asks nothing of the link
+    assert plan(configuration(parallel="none"), lonely).devices == 1
+
+
 def test_a_plan_in_markdown_and_json(tmp_path):
     found = plan(configuration(), load_hardware("a5000x4"))
     page = markdown(found)
