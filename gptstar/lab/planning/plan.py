@@ -42,7 +42,7 @@ class PlannedPart:
 class Plan:
     """A planned run.
 
-    devices          that train together; kernel: of attention; tokens: of the whole run
+    device           cuda or cpu; devices: that train together; kernel: of attention; tokens: of the whole run
     memory           {part: bytes} of a device; available: bytes a device has; fits: whether it does; remedy: what would
     parts            of a step; empty where an MFU was assumed
     mfu              of all devices' peak, by `flops_per_token` (the causal half not deducted)
@@ -53,6 +53,7 @@ class Plan:
 
     model: str
     hardware: str
+    device: str
     devices: int
     precision: str
     parallel: str
@@ -135,6 +136,7 @@ def plan(
     return Plan(
         model=model.name,
         hardware=hardware.name,
+        device=hardware.device,
         devices=devices,
         precision=how.precision,
         parallel=how.parallel,

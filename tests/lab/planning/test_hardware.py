@@ -3,6 +3,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from gptstar import plan as door
 from gptstar.errors import UserError
 from gptstar.lab.planning import hardware as module
 from gptstar.lab.planning.hardware import CPU, GPU, MEASURED_GPU, Efficiency, Hardware, measured
@@ -36,6 +37,17 @@ def test_what_is_unknown_is_one_line_with_what_is_known():
             Hardware(**wrong)
     with pytest.raises(ValueError, match=r"hardware.efficiency.matmul=1.5 must lie in"):
         Efficiency(matmul=1.5)
+
+
+def test_a_machine_made_of_one_that_is_made_of_another_is_refused(monkeypatch, tmp_path):
+    folder = tmp_path / "hardware"
+    folder.mkdir()
+    for name, base in (("a", ""), ("b", "defaults: [a, _self_]"), ("c", "defaults: [b, _self_]")):
+        (folder / f"{name}.yaml").write_text(f"name: {name}\n{base}\n")
+    monkeypatch.setattr(door, "config_directory", lambda: tmp_path)
+    assert load_hardware("b").name == "b"
+    with pytest.raises(UserError, match="hardware=c is made of b, which has defaults of its own"):
+        load_hardware("c")
 
 
 def test_efficiencies_not_given_are_those_of_the_kind_of_device():
