@@ -189,7 +189,9 @@ def measured(
     both = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     half = ["fp16", "bf16"] if both else ["fp16"] if cuda else []
     found = replace(hardware, device=device.type, half=half)
-    wanted = {found.precision(precision)} | ({"bf16"} if optimizer == "muon" else set())
+    wanted = {found.precision(precision)}
+    if optimizer == "muon":  # which computes in bf16
+        wanted |= {"fp32" if cuda and not both else "bf16"}
     size, repeats = (8192, 10) if cuda else (1536, 4)
     peaks = {
         each: measure_matmul_peak(device, size, repeats, DTYPES[each])

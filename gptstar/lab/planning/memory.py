@@ -60,8 +60,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class Weights:
-    """Numbers of a device, of parameters: all, trained ones, those of the matrices in blocks, the largest block's; how
-    many such matrices, parts of fused ones counted each; bytes of an optimizer's moments.
+    """Numbers of a device, of parameters: all, trained ones, those of the matrices in blocks, the largest block's;
+    FLOPs of one of Muon's iterations over the trained matrices; bytes of an optimizer's moments.
     """
 
     whole: int
@@ -69,7 +69,7 @@ class Weights:
     matrices: int
     trained_matrices: int
     block: int
-    n_matrix: int
+    orthogonalised: float  # FLOPs
     moments: float  # bytes
 
 
@@ -80,11 +80,11 @@ def weights(config: ModelConfig, how: Setting) -> Weights:
     if how.trainable == "adapters":
         freeze_all_but_adapters(model)
     linear = {
-        id(m.weight): len(m.parts) if isinstance(m, FusedLinear) else 1
+        id(m.weight): [*m.weight_views(m.weight).values()] if isinstance(m, FusedLinear) else [m.weight]
         for m in model.modules()
         if isinstance(m, (FusedLinear, Linear))
     }
-    n_matrix = sum(linear.values())
+    orthogonalised = sum(_newton_schulz(p) for parts in linear.values() for p in parts if p.requires_grad)
     whole = trained = matrices = trained_matrices = 0
     blocks: dict[str, int] = {}
     moments = 0.0
@@ -101,7 +101,13 @@ def weights(config: ModelConfig, how: Setting) -> Weights:
             trained += own
             trained_matrices += own * matrix
             moments += MOMENTS[how.optimizer](parameter, matrix) / part
-    return Weights(whole, trained, matrices, trained_matrices, max(blocks.values()), n_matrix, moments)
+    return Weights(whole, trained, matrices, trained_matrices, max(blocks.values()), orthogonalised, moments)
+
+
+def _newton_schulz(matrix: Tensor) -> float:
+    """FLOPs of an iteration on one of sides m <= n: X X^T, its square, and the product of a sum of these with X."""
+    m, n = sorted(matrix.shape)
+    return 4.0 * m**2 * n + 2.0 * m**3
 
 
 def _is_cut(name: str) -> bool:

@@ -157,7 +157,11 @@ def plan(
         available=available,
         fits=fits,
         remedy="" if fits else remedy(model, how, available),
-        parts={name: PlannedPart(p.counted, p.seconds - p.counted, p.flops, p.bytes) for name, p in parts.items()},
+        parts={
+            name: PlannedPart(p.counted, p.seconds - p.counted, p.flops, p.bytes)
+            for name, p in parts.items()
+            if p.seconds
+        },
         step_seconds=seconds,
         tokens_per_second=rate,
         peak_flops=peak * devices,

@@ -108,6 +108,16 @@ def test_a_gpu_at_hand_has_its_data_sheets_figures_or_shares_of_measured_ones(mo
         assert found.shares.matmul == MEASURED_GPU.matmul > GPU.matmul and found.shares.memory == 1
 
 
+def test_muon_on_a_gpu_without_bf16_is_measured_in_fp32(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA P100")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=2**34))
+    monkeypatch.setattr(module, "measure_matmul_peak", lambda *_: 8e13)
+    monkeypatch.setattr(module, "measure_bandwidth", lambda *_, **__: 7e11)
+    assert measured(load_hardware("this"), optimizer="muon").peaks.keys() == {"fp16", "fp32"}
+
+
 def test_exponentials_a_second(monkeypatch):
     ticks = iter([0.0, 9.0, 10.0, 12.0, 20.0, 21.0])
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(ticks))
