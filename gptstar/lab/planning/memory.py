@@ -154,6 +154,8 @@ def attention_kept(config: ModelConfig, how: Setting) -> float:
     if how.kernel == "dense":  # copies of q, k and v; probabilities, on CUDA in fp32 and as they are multiplied
         shared_block = config.block == "parallel_shared"  # whose one matrix product keeps the originals alive
         copies = (kept if shared_block else config.d_attention * s) + 3 * config.d_attention * s
+        if config.value_residual and not shared_block:  # views of them are mixed
+            copies += (config.d_attention + 2 * shared * size) * s
         return copies + heads * how.n_token * (6 if s == 2 and how.device == "cuda" else s)
     kept += config.d_attention * s + 4 * heads  # output, logsumexp
     if how.kernel == "folded":  # q, k and v beside the bias's channels, and the output cut to size
@@ -183,14 +185,27 @@ def layer_kept(config: ModelConfig, how: Setting) -> float:
     return whole + cut / how.n_tensor
 
 
+def mixed_kept(config: ModelConfig, how: Setting) -> float:
+    """Bytes a token that every layer but the first keeps beside that, of what it mixes with the first one's."""
+    stream = 4.0 * config.d_model if config.embedding_shortcut else 0.0
+    if not config.value_residual or how.kernel == "dense":  # which copies values anyway
+        return stream
+    return stream + config.n_key_value * config.head_size * how.width / how.n_tensor
+
+
 def activations(config: ModelConfig, how: Setting) -> float:
     """Bytes that one microbatch keeps for its backward pass, at the moment there are most."""
     layer, stream = layer_kept(config, how), 4.0 * config.d_model
+    mixed = mixed_kept(config, how)
     rest = stream + 8 + config.d_model * how.width + 8  # the final norm's, the loss's gradient, tokens
-    kept = config.n_layer * layer
+    kept = config.n_layer * layer + (config.n_layer - 1) * mixed
     if how.recompute:  # their inputs only; while the last of them is made again, the layers above it are gone
-        first = how.recompute
+        first, layer = how.recompute, layer + mixed
         kept = max(first * stream + (config.n_layer - first) * layer, (first - 1) * stream + layer)
+        if config.value_residual:  # all that was made together with the first layer's values
+            joined = config.d_feedforward if config.block == "parallel_shared" else 0
+            width = config.d_attention + 2 * config.n_key_value * config.head_size + joined
+            kept += width * how.width / how.n_tensor
     return how.tokens * (kept + rest)
 
 

@@ -174,6 +174,12 @@ def _elementwise(config: ModelConfig, own: Weights, how: Setting, rates: Rates, 
         forward, backward = forward + moved(turned * 6 * s), backward + moved(turned * 6 * s)
     if config.query_key_value_bias or config.feedforward_bias:  # a bias's gradient is a sum
         backward += moved((3 * config.d_attention / how.n_tensor + F + C) * s)
+    # What a layer mixes with the first one's (`gptstar/model/mix.py`): each of both weighed, then added; backward the
+    # gradients of both, and of their weights, which are sums of products.
+    mixed = 4 * C * config.embedding_shortcut
+    mixed += config.n_key_value * config.head_size * s / how.n_tensor * config.value_residual
+    mixed *= (config.n_layer - 1) / config.n_layer
+    forward, backward = forward + moved(7 * mixed), backward + moved(15 * mixed)
     # Embedding, final norm; copies of the weights in half precision; gradients of later microbatches added to the first
     ends = kernel(0.0, how.tokens * C * 40, 1.0, rates)
     casts = kernel(0.0, own.matrices * (12.0 if s == 2 else 0.0), 1.0, rates)
@@ -215,8 +221,8 @@ def communication(
         return {}
     if not hardware.link:
         raise UserError(
-            f"hardware.link=0, but {how.n_share * how.n_tensor} devices of hardware={hardware.name} train together: set "
-            "hardware.link to the bytes a second that one sends another"
+            f"hardware.link=0, but {how.n_share * how.n_tensor} devices of hardware={hardware.name} train together: "
+            "set hardware.link to the bytes a second that one sends another"
         )
     shares = hardware.shares
     assert shares.link and shares.overlap is not None

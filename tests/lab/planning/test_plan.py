@@ -142,7 +142,7 @@ def test_a_machine_that_cannot_be_is_refused(changes, words):
 def test_devices_without_a_link_are_refused_where_their_exchange_counts():
     lonely = load_hardware("a5000", devices=2)
     lonely.link = 0
-    with pytest.raises(UserError, match="hardware.link=0, but 2 devices of hardware=a5000 .* set hardware.link to"):
+    with pytest.raises(UserError, match=r"hardware.link=0, but 2 devices of hardware=a5000 .* set hardware.link to"):
         plan(configuration(), lonely)
     assert plan(configuration(), lonely, mfu=0.3).devices == 2  # asks nothing of the link
     assert plan(configuration(parallel="none"), lonely).devices == 1

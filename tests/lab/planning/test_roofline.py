@@ -112,6 +112,16 @@ def test_muon_orthogonalises_part_by_part_in_bf16_or_fp32():
         assert Rates.of(hardware, "fp16").muon == hardware.peak(precision) * 0.6
 
 
+@pytest.mark.parametrize("changes", [{"embedding_shortcut": True}, {"value_residual": True}])
+def test_what_layers_mix_with_the_first_one_is_read_and_written(changes):
+    plain = preset("gpt127")
+    mixed = dataclasses.replace(plain, **changes)
+    how = Setting("bf16", "cuda", "folded", rows=8, n_token=512)
+    a, b = (compute_parts(c, weights(plain, how), how, RATES)["norms and elementwise"].bytes for c in (plain, mixed))
+    width = 4 * 1024 if "embedding_shortcut" in changes else 2 * plain.n_key_value * plain.head_size
+    assert b - a == pytest.approx(22 * width * 5 * 8 * 512)  # in 5 of 6 layers
+
+
 @pytest.mark.parametrize("kernel_name", ["sdpa", "flex"])
 def test_a_gate_is_a_matrix_product_whole(kernel_name):
     config = preset("amlp_3m")
