@@ -21,6 +21,13 @@ def test_every_file_is_a_whole_machine(name):
     assert found.price and found.watts and found.shares == GPU
 
 
+def test_geforce_cards_talk_through_host_memory():
+    pcie = load_hardware("a5000").link
+    assert pcie == load_hardware("l4").link
+    for name in ("3090", "3090x4", "4090"):
+        assert load_hardware(name).link < pcie / 2
+
+
 def test_several_are_one_more_often():
     one, four = load_hardware("a5000"), load_hardware("a5000x4", price=0.5)
     assert (one.devices, four.devices) == (1, 4) and four.price == 0.5
