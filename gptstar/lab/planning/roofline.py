@@ -176,7 +176,7 @@ def _elementwise(config: ModelConfig, own: Weights, how: Setting, rates: Rates, 
         backward += moved((3 * config.d_attention / how.n_tensor + F + C) * s)
     # What a layer mixes with the first one's (`gptstar/model/mix.py`): each of both weighed, then added; backward the
     # gradients of both, and of their weights, which are sums of products.
-    mixed = 4 * C * config.embedding_shortcut
+    mixed = 4.0 * C * config.embedding_shortcut
     mixed += config.n_key_value * config.head_size * s / how.n_tensor * config.value_residual
     mixed *= (config.n_layer - 1) / config.n_layer
     forward, backward = forward + moved(7 * mixed), backward + moved(15 * mixed)
