@@ -1,6 +1,7 @@
 """Planned against measured: training steps of the small presets on this CPU, and what the planner says of them.
 
     python benchmarks/plan.py [--rounds 8] [--steps 5] [--threads N]
+    python benchmarks/plan.py --published                  # runs nothing: the table of docs/lab/plan.md
 
 Each preset is a process of its own; they take turns, so many steps each a round. Before and after each turn the
 machine is measured as `hardware=this` measures it, for it is not as fast in one minute as in the next; what is planned
@@ -75,6 +76,35 @@ def between(before: dict, after: dict):
     return replace(made, peaks=peaks, bandwidth=mean("bandwidth"), functions=mean("functions"))
 
 
+def print_published() -> None:
+    """Planned beside published costs, in Markdown."""
+    from gptstar.configuration import preset
+    from gptstar.lab.planning.plan import plan
+    from gptstar.lab.planning.published import PUBLISHED
+    from gptstar.plan import load_hardware
+    from gptstar.training.config import TrainConfig, TrainerConfig
+
+    print("| | published | implied MFU | planned, as they did | planned, here |\n|---|---|---|---|---|")
+    for each in PUBLISHED:
+        model, machine = preset(each.model), load_hardware(each.hardware)
+        theirs, ours = (plan(each.configuration(model, as_they_did), machine) for as_they_did in (True, False))
+        ratio = theirs.device_hours / each.device_hours
+        mfu = each.implied_mfu(theirs.flops_per_token, machine.peak("fp16"))
+        print(
+            f"| {each.name} | {each.device_hours:.0f} GPU-hours | {mfu:.1%} "
+            f"| {theirs.device_hours:.0f} ({ratio:.2f} x) | {ours.device_hours:.0f} |"
+        )
+    # modded-nanogpt's plain GPT-2, track 3
+    rate, machine = 490e3, load_hardware("h200")
+    trainer = TrainerConfig(batch_size=512, microbatch=64, sequence_length=1024, max_steps=1, precision="bf16")
+    found = plan(TrainConfig(model=preset("gpt2_small"), trainer=trainer), machine)
+    print(
+        f"| GPT-2 Small's shape, 64 x 1024, H200, bf16, compiled | {rate / 1e3:.0f}k tokens/s "
+        f"| {rate * found.flops_per_token / machine.peak('bf16'):.1%} | "
+        f"| {found.tokens_per_second / 1e3:.0f}k tokens/s ({found.tokens_per_second / rate:.2f} x) |"
+    )
+
+
 def main() -> None:
     """The turns and their table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -82,10 +112,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="of a preset in a round")
     parser.add_argument("--threads", type=int, help="of every process; by default as many as cores")
     parser.add_argument("--json", type=Path, help="also write the results here")
+    parser.add_argument("--published", action="store_true", help="planned beside published costs, and nothing else")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         worker(options.worker)
+        return
+    if options.published:
+        print_published()
         return
     if options.threads:
         os.environ["OMP_NUM_THREADS"] = str(options.threads)

@@ -22,6 +22,8 @@ from gptstar.pretrained.native import find_run
 from gptstar.training.config import TrainConfig
 from gptstar.training.metrics import read_metrics
 
+EXIT_DOES_NOT_FIT = 1
+
 
 @dataclass
 class PlanConfig(TrainConfig):
@@ -70,23 +72,40 @@ def plan_arguments(arguments: Sequence[str]) -> list[str] | None:
 def load_hardware(name: str, **changes: Any) -> Hardware:
     """The machine of configs/hardware/NAME.yaml, with some fields changed. UserError for an unknown name."""
     folder = config_directory() / "hardware"
-    if not (folder / f"{name}.yaml").is_file():
-        known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-        raise UserError(f"hardware={name} is unknown: choose one of {known}")
+    if name not in hardware_names():
+        raise UserError(f"hardware={name} is unknown: choose one of {', '.join(hardware_names())}")
     own = OmegaConf.load(folder / f"{name}.yaml")
     assert isinstance(own, DictConfig)
     bases = [base for base in own.pop("defaults", []) if base != "_self_"]
     parts = [OmegaConf.load(folder / f"{base}.yaml") for base in bases]
+    if deeper := [base for base, part in zip(bases, parts, strict=True) if "defaults" in part]:
+        raise UserError(
+            f"hardware={name} is made of {deeper[0]}, which has defaults of its own: name in {folder}/{name}.yaml what "
+            f"{deeper[0]} is made of"
+        )
     made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Hardware), *parts, own, changes))
     assert isinstance(made, Hardware)
     return made
 
 
+def data_sheets() -> list[Hardware]:
+    """The machines of configs/hardware but the one at hand."""
+    return [load_hardware(name) for name in hardware_names() if name != "this"]
+
+
+def hardware_names() -> list[str]:
+    """What hardware= can be."""
+    return sorted(path.stem for path in (config_directory() / "hardware").glob("*.yaml"))
+
+
 def print_plan(config: PlanConfig, console: Console) -> None:
-    """Prints it, and writes what `output` asks for. Raises UserError for what cannot be planned."""
+    """Prints it, and writes what `output` asks for. Ends the process with EXIT_DOES_NOT_FIT where it does not.
+
+    Raises UserError for what cannot be planned.
+    """
     run = find_run(config.resume) if config.resume else None
     training = TrainConfig(**{each.name: getattr(config, each.name) for each in fields(TrainConfig)})
-    hardware = measured(config.hardware, config.trainer.precision, config.optimizer.name)
+    hardware = measured(config.hardware, config.trainer.precision, config.optimizer.name, data_sheets())
     found = plan(training, hardware, mfu=config.mfu)
     more = [] if run is None else [beside(found, read_metrics(run / "metrics.jsonl"), str(run))]
     show(found, console, more)
@@ -98,6 +117,8 @@ def print_plan(config: PlanConfig, console: Console) -> None:
             found.write(folder / "plan.json")
         except OSError as error:
             raise UserError(f"output={folder} cannot be written ({error.strerror or error}): choose another") from error
+    if not found.fits:
+        sys.exit(EXIT_DOES_NOT_FIT)
 
 
 def _memory(lines: list[dict]) -> float:
@@ -109,7 +130,8 @@ def _memory(lines: list[dict]) -> float:
 def beside(planned: Plan, lines: list[dict], run: str) -> Sheet:
     """Measured of a run, medians over all but its first steps, beside what was planned. UserError without steps.
 
-    Memory is that before the first validation: nothing else is planned, and on a CPU it is never less afterwards.
+    MFU is the measured rate's, of the peak that was planned with. Memory is that before the first validation: nothing
+    else is planned, and on a CPU it is never less afterwards. On a GPU a run reports that of its tensors alone.
     """
     steps = [line for line in lines if "seconds" in line and line.get("tokens_per_second")]
     if not steps:
@@ -118,12 +140,13 @@ def beside(planned: Plan, lines: list[dict], run: str) -> Sheet:
     rate = statistics.median(line["tokens_per_second"] for line in settled)
     seconds = sum(line["seconds"] for line in steps)
     tokens = steps[-1]["tokens"]
+    mfu = rate * planned.flops_per_token / planned.peak_flops
+    memory = planned.needed - (planned.memory["libraries"] if planned.device == "cuda" else 0)
     rows = [
         ("tokens/s", planned.tokens_per_second, rate, "{:,.0f}"),
+        ("MFU", planned.mfu, mfu, "{:.1%}"),
         (f"hours for {tokens:,} tokens", tokens / planned.tokens_per_second / 3600, seconds / 3600, "{:,.3g}"),
-        ("memory of a step, GiB", planned.needed / 2**30, _memory(lines), "{:,.2f}"),
+        ("memory of a step, GiB", memory / 2**30, _memory(lines), "{:,.2f}"),
     ]
-    if known := [line["mfu"] for line in settled if line.get("mfu")]:
-        rows.insert(1, ("MFU", planned.mfu, statistics.median(known), "{:.1%}"))
     table: list[tuple[str, ...]] = [(name, form.format(a), form.format(b), f"{b / a:.2f}") for name, a, b, form in rows]
     return Sheet(f"measured in {run}", ("", "planned", "measured", "measured / planned"), table)

@@ -6,7 +6,9 @@ import sys
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from gptstar.plan import _memory, plan_or_train
+from gptstar.lab.planning.hardware import Hardware
+from gptstar.lab.planning.plan import plan
+from gptstar.plan import _memory, beside, load_hardware, plan_or_train
 from gptstar.training import loop
 from gptstar.training.config import TrainConfig
 from gptstar.training.loop import train
@@ -72,6 +74,8 @@ def test_what_was_measured_stands_beside(door, train_config, capsys):
         (["plan=true", "hardware=a5000", "hardware.pric=2"], "did you mean hardware.price?"),
         (["plan=true", "hardware=t4", "trainer.precision=bf16"], "hardware=t4 has no peak for it"),
         (["plan=true", "hardware=a5000", "trainer.max_stepz=2"], "did you mean trainer.max_steps?"),
+        (["plan=true", "hardware.bandwidth=-1", "+hardware.peaks.fp32=1e9"], "hardware.bandwidth=-1 must be above 0"),
+        (["plan=true", "hardware=a5000", "hardware.price=-1"], "hardware.price=-1 must be above 0"),
         (["plan=true", "hardware=a5000", "hardware.efficiency.matmul=3"], "hardware.efficiency.matmul=3.0 must lie in"),
     ],
 )
@@ -80,6 +84,28 @@ def test_a_mistake_is_one_line(door, capsys, arguments, words):
         door(*arguments)
     error = capsys.readouterr().err
     assert exit_.value.code == 2 and error.count("\n") == 1 and words in error
+
+
+def test_measured_and_planned_are_of_the_same_kind(train_config):
+    """An MFU of the same peak, not the run's own; on a GPU no libraries, which its measured memory leaves out."""
+    on_gpu = plan(train_config, load_hardware("a5000"))
+    on_cpu = plan(
+        train_config, Hardware(device="cpu", peaks={"fp32": 1e11}, memory_gib=8, bandwidth=1e10, functions=1e9)
+    )
+    line = {"seconds": 1.0, "tokens": 640, "tokens_per_second": 2 * on_gpu.tokens_per_second, "mfu": 0.9}
+    for planned in (on_gpu, on_cpu):
+        line["tokens_per_second"] = 2 * planned.tokens_per_second
+        libraries = planned.memory["libraries"] if planned is on_gpu else 0
+        line["memory_gib"] = (planned.needed - libraries) / 2**30
+        rows = {row[0]: row for row in beside(planned, [line], "RUN").rows}
+        assert rows["MFU"][3] == "2.00" and rows["memory of a step, GiB"][3] == "1.00"
+
+
+def test_what_does_not_fit_is_printed_and_ends_with_1(door, capsys, tmp_path):
+    with pytest.raises(SystemExit) as exit_:
+        door("plan=true", "experiment=gpt127", "hardware=a5000", "trainer.microbatch=512", f"output={tmp_path}/plan")
+    assert exit_.value.code == 1 and "does not fit" in capsys.readouterr().out
+    assert not json.loads((tmp_path / "plan/plan.json").read_text())["fits"]
 
 
 def test_memory_is_that_of_steps_and_not_of_validations():

@@ -32,10 +32,15 @@ def peak_flops(device: torch.device) -> float | None:
     if device.type == "cpu":
         return measure_matmul_peak(device, size=1536, repeats=4)
     if device.type == "cuda":
-        words = set(re.split(r"[\s-]+", torch.cuda.get_device_name(device)))
-        longest_first = sorted(CUDA_PEAKS, key=len, reverse=True)
-        return next((CUDA_PEAKS[key] for key in longest_first if set(key.split()) <= words), None)
+        chip = chip_of(torch.cuda.get_device_name(device))
+        return None if chip is None else CUDA_PEAKS[chip]
     return None
+
+
+def chip_of(device_name: str) -> str | None:
+    """The key of CUDA_PEAKS that a GPU's own name stands for, None if unknown."""
+    words = set(re.split(r"[\s-]+", device_name))
+    return next((key for key in sorted(CUDA_PEAKS, key=len, reverse=True) if set(key.split()) <= words), None)
 
 
 def measure_matmul_peak(

@@ -5,8 +5,10 @@ configs/hardware/*.yaml are such machines; `this` is the one that asks, measured
 
 from __future__ import annotations
 
+import math
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -14,7 +16,7 @@ import torch
 from gptstar.device import DTYPES
 from gptstar.environment import cpu_name
 from gptstar.errors import UserError
-from gptstar.training.throughput import CUDA_PEAKS, measure_bandwidth, measure_matmul_peak
+from gptstar.training.throughput import CUDA_PEAKS, chip_of, measure_bandwidth, measure_matmul_peak
 
 
 @dataclass
@@ -57,10 +59,24 @@ class Efficiency:
 # figure 5). A kernel that only moves numbers reaches 0.85 of the memory's bandwidth. Rings between GPUs reach 0.6 of a
 # link's rate, and the last bucket of gradients, with the first layer's, has no backward pass to hide behind: 0.8.
 GPU = Efficiency(matmul=0.6, attention=0.35, memory=0.85, link=0.6, overlap=0.8)
+# A GPU without a data sheet here is measured: clock and power limit are in its peak already, and a copy is what moving
+# numbers is like. What is left is shape, a CPU's share; attention by the same step from 0.35 of a data sheet's.
+MEASURED_GPU = Efficiency(matmul=0.85, attention=0.5, memory=1.0, link=0.6, overlap=0.8)
 # A CPU's peak and bandwidth are measured. The peak is of a product whose operands lie in the caches, in a step they
 # come from memory: 0.85. Attention: 0.33 to 0.41 of the peak, forward and backward, for heads of 48 to 128 channels,
 # with a bias or without (one core of an EPYC with AVX-512, 2026-11-21). A copy is what moving numbers is like.
 CPU = Efficiency(matmul=0.85, attention=0.35, memory=1.0, link=0.6, overlap=0.8)
+
+
+# Of the figures that are above 0, or null where they may be unknown.
+UNITS = {
+    "devices": "GPUs or other devices",
+    "memory_gib": "GiB",
+    "bandwidth": "bytes a second",
+    "functions": "exponentials a second",
+    "price": "money a device and hour (null: unknown)",
+    "watts": "watts a device (null: unknown)",
+}
 
 
 @dataclass
@@ -101,10 +117,16 @@ class Hardware:
             raise ValueError(f"hardware.device={self.device!r} is unknown: choose cuda or cpu")
         if self.chip and self.chip not in CUDA_PEAKS:
             raise ValueError(f"hardware.chip={self.chip!r} is unknown: choose one of {', '.join(CUDA_PEAKS)}")
-        for key in ("devices", "price", "watts", "functions"):
-            value = getattr(self, key)
-            if value is not None and value <= 0:
-                raise ValueError(f"hardware.{key}={value} must be above 0")
+
+    def check(self) -> None:
+        """Raises UserError for a figure that no machine has, once what was to be measured is."""
+        figures = {key: (getattr(self, key), unit) for key, unit in UNITS.items()}
+        figures |= {f"peaks.{precision}": (peak, "FLOP/s") for precision, peak in self.peaks.items()}
+        for key, (value, unit) in figures.items():
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"hardware.{key}={value:g} must be above 0: set hardware.{key} in {unit}")
+        if not 0 <= self.link < math.inf:
+            raise UserError(f"hardware.link={self.link:g} must not be below 0: set hardware.link in bytes a second")
 
     def peak(self, precision: str) -> float:
         """FLOP/s of a device's matrix products. Raises UserError for a precision it has none of."""
@@ -137,19 +159,39 @@ class Hardware:
         return self.efficiency.over(GPU if self.device == "cuda" else CPU)
 
 
-def measured(hardware: Hardware, precision: str = "auto", optimizer: str = "adamw") -> Hardware:
+def measured(
+    hardware: Hardware, precision: str = "auto", optimizer: str = "adamw", sheets: Iterable[Hardware] = ()
+) -> Hardware:
     """`this`, with what it lacks measured now, in a few seconds; any other machine as it is.
 
-    precision, optimizer: of the run, as they decide which peaks are wanted.
+    precision, optimizer: of the run, as they decide which peaks are wanted. sheets: machines whose figures serve
+    instead where this one has the same GPU.
     """
     if hardware.name != "this":
         return hardware
     cuda = torch.cuda.is_available()
+    if cuda and (sheet := _sheet(sheets)):
+        return replace(
+            sheet,
+            name="this",
+            devices=hardware.devices,
+            peaks={**sheet.peaks, **hardware.peaks},
+            memory_gib=hardware.memory_gib or sheet.memory_gib,
+            bandwidth=hardware.bandwidth or sheet.bandwidth,
+            link=hardware.link or sheet.link,
+            price=hardware.price,
+            currency=hardware.currency,
+            watts=hardware.watts or sheet.watts,
+            efficiency=hardware.efficiency,
+            source=f"{torch.cuda.get_device_name()}, {sheet.source}",
+        )
     device = torch.device("cuda" if cuda else "cpu")
     both = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     half = ["fp16", "bf16"] if both else ["fp16"] if cuda else []
     found = replace(hardware, device=device.type, half=half)
-    wanted = {found.precision(precision)} | ({"bf16"} if optimizer == "muon" else set())
+    wanted = {found.precision(precision)}
+    if optimizer == "muon":  # which computes in bf16
+        wanted |= {"fp32" if cuda and not both else "bf16"}
     size, repeats = (8192, 10) if cuda else (1536, 4)
     peaks = {
         each: measure_matmul_peak(device, size, repeats, DTYPES[each])
@@ -163,8 +205,16 @@ def measured(hardware: Hardware, precision: str = "auto", optimizer: str = "adam
         memory_gib=hardware.memory_gib or memory / 2**30,
         bandwidth=hardware.bandwidth or measure_bandwidth(device, n_byte=2**27),
         functions=hardware.functions or (None if cuda else measure_functions()),
+        efficiency=hardware.efficiency.over(MEASURED_GPU) if cuda else hardware.efficiency,
         source=f"measured on {torch.cuda.get_device_name(device) if cuda else cpu_name()}",
     )
+
+
+def _sheet(sheets: Iterable[Hardware]) -> Hardware | None:
+    """The one of this machine's GPU: its name, and its memory too, as there are A100 of two sizes, and laptops."""
+    chip, memory = chip_of(torch.cuda.get_device_name()), torch.cuda.get_device_properties(0).total_memory
+    same = (each for each in sheets if chip and each.chip == chip and each.devices == 1)
+    return next((each for each in same if abs(each.memory / memory - 1) < 0.1), None)
 
 
 def measure_functions(rows: int = 1024, width: int = 4096, repeats: int = 5) -> float:

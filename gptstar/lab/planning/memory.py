@@ -60,8 +60,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class Weights:
-    """Numbers of a device, of parameters: all, trained ones, those of the matrices in blocks, the largest block's; how
-    many such matrices, parts of fused ones counted each; bytes of an optimizer's moments.
+    """Numbers of a device, of parameters: all, trained ones, those of the matrices in blocks, the largest block's;
+    FLOPs of one of Muon's iterations over the trained matrices; bytes of an optimizer's moments.
     """
 
     whole: int
@@ -69,7 +69,7 @@ class Weights:
     matrices: int
     trained_matrices: int
     block: int
-    n_matrix: int
+    orthogonalised: float  # FLOPs
     moments: float  # bytes
 
 
@@ -80,11 +80,11 @@ def weights(config: ModelConfig, how: Setting) -> Weights:
     if how.trainable == "adapters":
         freeze_all_but_adapters(model)
     linear = {
-        id(m.weight): len(m.parts) if isinstance(m, FusedLinear) else 1
+        id(m.weight): [*m.weight_views(m.weight).values()] if isinstance(m, FusedLinear) else [m.weight]
         for m in model.modules()
         if isinstance(m, (FusedLinear, Linear))
     }
-    n_matrix = sum(linear.values())
+    orthogonalised = sum(_newton_schulz(p) for parts in linear.values() for p in parts if p.requires_grad)
     whole = trained = matrices = trained_matrices = 0
     blocks: dict[str, int] = {}
     moments = 0.0
@@ -101,7 +101,13 @@ def weights(config: ModelConfig, how: Setting) -> Weights:
             trained += own
             trained_matrices += own * matrix
             moments += MOMENTS[how.optimizer](parameter, matrix) / part
-    return Weights(whole, trained, matrices, trained_matrices, max(blocks.values()), n_matrix, moments)
+    return Weights(whole, trained, matrices, trained_matrices, max(blocks.values()), orthogonalised, moments)
+
+
+def _newton_schulz(matrix: Tensor) -> float:
+    """FLOPs of an iteration on one of sides m <= n: X X^T, its square, and the product of a sum of these with X."""
+    m, n = sorted(matrix.shape)
+    return 4.0 * m**2 * n + 2.0 * m**3
 
 
 def _is_cut(name: str) -> bool:
@@ -148,6 +154,8 @@ def attention_kept(config: ModelConfig, how: Setting) -> float:
     if how.kernel == "dense":  # copies of q, k and v; probabilities, on CUDA in fp32 and as they are multiplied
         shared_block = config.block == "parallel_shared"  # whose one matrix product keeps the originals alive
         copies = (kept if shared_block else config.d_attention * s) + 3 * config.d_attention * s
+        if config.value_residual and not shared_block:  # views of them are mixed
+            copies += (config.d_attention + 2 * shared * size) * s
         return copies + heads * how.n_token * (6 if s == 2 and how.device == "cuda" else s)
     kept += config.d_attention * s + 4 * heads  # output, logsumexp
     if how.kernel == "folded":  # q, k and v beside the bias's channels, and the output cut to size
@@ -177,14 +185,27 @@ def layer_kept(config: ModelConfig, how: Setting) -> float:
     return whole + cut / how.n_tensor
 
 
+def mixed_kept(config: ModelConfig, how: Setting) -> float:
+    """Bytes a token that every layer but the first keeps beside that, of what it mixes with the first one's."""
+    stream = 4.0 * config.d_model if config.embedding_shortcut else 0.0
+    if not config.value_residual or how.kernel == "dense":  # which copies values anyway
+        return stream
+    return stream + config.n_key_value * config.head_size * how.width / how.n_tensor
+
+
 def activations(config: ModelConfig, how: Setting) -> float:
     """Bytes that one microbatch keeps for its backward pass, at the moment there are most."""
     layer, stream = layer_kept(config, how), 4.0 * config.d_model
+    mixed = mixed_kept(config, how)
     rest = stream + 8 + config.d_model * how.width + 8  # the final norm's, the loss's gradient, tokens
-    kept = config.n_layer * layer
+    kept = config.n_layer * layer + (config.n_layer - 1) * mixed
     if how.recompute:  # their inputs only; while the last of them is made again, the layers above it are gone
-        first = how.recompute
+        first, layer = how.recompute, layer + mixed
         kept = max(first * stream + (config.n_layer - first) * layer, (first - 1) * stream + layer)
+        if config.value_residual:  # all that was made together with the first layer's values
+            joined = config.d_feedforward if config.block == "parallel_shared" else 0
+            width = config.d_attention + 2 * config.n_key_value * config.head_size + joined
+            kept += width * how.width / how.n_tensor
     return how.tokens * (kept + rest)
 
 

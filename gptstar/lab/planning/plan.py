@@ -14,6 +14,7 @@ from gptstar.errors import UserError
 from gptstar.files import replace_text
 from gptstar.lab.planning.hardware import Efficiency, Hardware
 from gptstar.lab.planning.memory import Setting, Weights, memory, total, weights
+from gptstar.lab.planning.published import AGAINST_PUBLISHED
 from gptstar.lab.planning.roofline import Part, Rates, communication, compute_parts
 from gptstar.model.choices import longest
 from gptstar.model.config import ModelConfig
@@ -22,6 +23,7 @@ from gptstar.model.kernel_choice import pick_kernel
 from gptstar.model.kernels import Case
 from gptstar.model.positions import SCHEMES
 from gptstar.training.config import TrainConfig, batch_sizes
+from gptstar.training.microbatch import SHARE
 from gptstar.training.spread import check_spread
 from gptstar.training.world import World
 
@@ -42,7 +44,7 @@ class PlannedPart:
 class Plan:
     """A planned run.
 
-    devices          that train together; kernel: of attention; tokens: of the whole run
+    device           cuda or cpu; devices: that train together; kernel: of attention; tokens: of the whole run
     memory           {part: bytes} of a device; available: bytes a device has; fits: whether it does; remedy: what would
     parts            of a step; empty where an MFU was assumed
     mfu              of all devices' peak, by `flops_per_token` (the causal half not deducted)
@@ -53,6 +55,7 @@ class Plan:
 
     model: str
     hardware: str
+    device: str
     devices: int
     precision: str
     parallel: str
@@ -112,6 +115,7 @@ def plan(
         hardware = dataclasses.replace(hardware, efficiency=efficiency.over(hardware.efficiency))
     if mfu is not None and not 0 < mfu <= 1:
         raise UserError(f"mfu={mfu} must lie in (0, 1]: the share of the matmul peak that the run is to reach")
+    hardware.check()
     config, how = setting(config, hardware)
     model, trainer, length = config.model, config.trainer, config.sequence_length
     own = weights(model, how)
@@ -119,10 +123,11 @@ def plan(
     whole = weights(model, dataclasses.replace(how, n_tensor=1))
     per_token = flops_per_token(model, length, whole.whole - whole.trained)
     peak = hardware.peak(how.precision)
-    parts = _parts(model, own, how, hardware)
-    seconds = sum(part.counted for part in parts.values())
     tokens_per_step = config.tokens_per_step
-    if mfu is not None:
+    if mfu is None:
+        parts = _parts(model, own, how, hardware)
+        seconds = sum(part.counted for part in parts.values())
+    else:
         parts, seconds = {}, tokens_per_step * per_token / (mfu * peak * devices)
     rate = tokens_per_step / seconds
     tokens = batch_sizes(trainer).position(config.total_steps) * length
@@ -133,6 +138,7 @@ def plan(
     return Plan(
         model=model.name,
         hardware=hardware.name,
+        device=hardware.device,
         devices=devices,
         precision=how.precision,
         parallel=how.parallel,
@@ -153,7 +159,11 @@ def plan(
         available=available,
         fits=fits,
         remedy="" if fits else remedy(model, how, available),
-        parts={name: PlannedPart(p.counted, p.seconds - p.counted, p.flops, p.bytes) for name, p in parts.items()},
+        parts={
+            name: PlannedPart(p.counted, p.seconds - p.counted, p.flops, p.bytes)
+            for name, p in parts.items()
+            if p.seconds
+        },
         step_seconds=seconds,
         tokens_per_second=rate,
         peak_flops=peak * devices,
@@ -164,7 +174,7 @@ def plan(
         currency=hardware.currency,
         kwh=hours * devices * hardware.watts / 1000 if hardware.watts else None,
         ends=f"{(now or datetime.now()) + timedelta(hours=min(hours, 8e6)):%Y-%m-%d %H:%M}",
-        notes=_notes(hardware, how, mfu),
+        notes=_notes(hardware, how, mfu, trainer.microbatch == "auto"),
     )
 
 
@@ -217,7 +227,9 @@ def setting(config: TrainConfig, hardware: Hardware) -> tuple[TrainConfig, Setti
     )
     rows = share if trainer.microbatch is None else trainer.microbatch
     if trainer.microbatch == "auto":
-        rows = largest_microbatch(config.model, how, share, hardware.memory) or 1
+        # On a GPU training takes the largest that does not run out of memory, on a CPU it leaves more of it.
+        room = ROOM if hardware.device == "cuda" else SHARE
+        rows = largest_microbatch(config.model, how, share, hardware.memory, room) or 1
     assert isinstance(rows, int)
     return config, dataclasses.replace(how, rows=rows, n_micro=share // rows)
 
@@ -248,12 +260,17 @@ def attention_kernel(config: TrainConfig, hardware: Hardware) -> str:
     return names[0]
 
 
-def largest_microbatch(model: ModelConfig, how: Setting, share: int, available: float) -> int | None:
-    """The largest divisor of a device's share of the batch that fits; None where not even one sequence does."""
+def largest_microbatch(
+    model: ModelConfig, how: Setting, share: int, available: float, room: float = ROOM
+) -> int | None:
+    """The largest divisor of a device's share of the batch that fits; None where not even one sequence does.
+
+    room: share of the available memory that it may take.
+    """
     for rows in range(share, 0, -1):
         if share % rows == 0:
             n_micro = share // rows
-            if total(model, dataclasses.replace(how, rows=rows, n_micro=n_micro)) <= ROOM * available:
+            if total(model, dataclasses.replace(how, rows=rows, n_micro=n_micro)) <= room * available:
                 return rows
     return None
 
@@ -287,7 +304,7 @@ def _parts(model: ModelConfig, own: Weights, how: Setting, hardware: Hardware) -
     return parts | communication(model, own, how, hardware, work * 2 / 3 / how.n_micro)
 
 
-def _notes(hardware: Hardware, how: Setting, mfu: float | None) -> list[str]:
+def _notes(hardware: Hardware, how: Setting, mfu: float | None, auto: bool) -> list[str]:
     notes = []
     if mfu is not None:
         notes.append(f"The MFU of {mfu:.1%} is assumed: nothing of the roofline is in tokens/s, hours and money.")
@@ -300,6 +317,17 @@ def _notes(hardware: Hardware, how: Setting, mfu: float | None) -> list[str]:
         if how.n_share * how.n_tensor > 1:
             told += f", {shares.link:.0%} of the link's; {shares.overlap:.0%} of the gradients' exchange is hidden"
         notes.append(f"{told}.")
+        if hardware.device == "cuda":
+            low, high = AGAINST_PUBLISHED
+            notes.append(
+                f"Against published costs such plans were {low} to {high} of what it took (docs/lab/plan.md): count on "
+                "more."
+            )
+    if auto and hardware.device == "cpu":
+        notes.append(
+            f"trainer.microbatch=auto: on a CPU training decides it by timing. Planned is the largest that fits, "
+            f"{how.rows}: it may well take less, and so less memory."
+        )
     notes.append("Hours are of training alone: validations, checkpoints and compilation come on top.")
     if how.compiled:
         notes.append("Activations are those of uncompiled code: torch.compile keeps fewer.")

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gptstar.errors import UserError
 from gptstar.lab.planning.hardware import Hardware
 from gptstar.lab.planning.memory import Setting, Weights
+from gptstar.model.block import Block
 from gptstar.model.choices import BLOCKS
 from gptstar.model.config import ModelConfig
 from gptstar.model.folded import folded_widths
@@ -34,20 +36,20 @@ class Rates:
     attention: float
     memory: float
     functions: float
-    half: float  # FLOP/s of matrix products in bf16
+    muon: float  # FLOP/s of matrix products in bf16, which Muon's are in; in fp32 on a device without
 
     @classmethod
     def of(cls, hardware: Hardware, precision: str) -> Rates:
         """Raises UserError for a precision without a peak."""
         peak, shares = hardware.peak(precision), hardware.shares
         assert shares.matmul and shares.attention and shares.memory
-        half = next((hardware.peak(p) for p in ("bf16", "fp16") if p in hardware.peaks or p in hardware.half), peak)
+        muon = next((hardware.peak(p) for p in ("bf16", "fp32") if p in hardware.peaks or p in hardware.half), peak)
         return cls(
             peak * shares.matmul,
             peak * shares.attention,
             hardware.bandwidth * shares.memory,
             hardware.functions or float("inf"),
-            half * shares.matmul,
+            muon * shares.matmul,
         )
 
 
@@ -97,15 +99,23 @@ def _products(config: ModelConfig, own: Weights, how: Setting, rates: Rates, aga
     inputs = config.n_layer * how.tokens * (2 * config.d_model + config.d_attention + config.d_feedforward) * 2
     n_byte = (own.matrices + inputs) * s
     one = kernel(once, n_byte, rates.matmul, rates)
-    return one * (2 + again + trained)
+    # A gate's matrix of the context is multiplied whole, though half of it is 0.
+    mixed = BLOCKS[config.block].mixing_flops(config, how.n_token) - _attention_flops(config, how)
+    gates = kernel(float(config.n_layer * mixed * how.tokens), 0.0, rates.matmul, rates)
+    return one * (2 + again + trained) + gates * (3 + again)
+
+
+def _attention_flops(config: ModelConfig, how: Setting) -> int:
+    """Forward, a token and layer: scores and their sum of values."""
+    return 0 if config.block == "gmlp" else Block.mixing_flops(config, how.n_token)
 
 
 def _attention(config: ModelConfig, how: Setting, rates: Rates, again: float) -> Part:
-    forward = config.n_layer * BLOCKS[config.block].mixing_flops(config, how.n_token) * how.tokens / how.n_tensor
+    forward = config.n_layer * _attention_flops(config, how) * how.tokens / how.n_tensor
+    if not forward:
+        return Part()
     A, s = config.d_attention + config.n_key_value * config.head_size, how.width
     scores = config.n_layer * config.n_head * how.n_token * how.tokens / how.n_tensor
-    if config.block == "gmlp":
-        return kernel(forward, 0.0, rates.matmul, rates) * (3 + again)
     if how.kernel == "dense":
         # Products, and passes over the scores: written, scaled, biased, softmax (on CUDA in fp32), read again.
         passes = (36, 40) if s == 4 else (34, 36)
@@ -164,6 +174,12 @@ def _elementwise(config: ModelConfig, own: Weights, how: Setting, rates: Rates, 
         forward, backward = forward + moved(turned * 6 * s), backward + moved(turned * 6 * s)
     if config.query_key_value_bias or config.feedforward_bias:  # a bias's gradient is a sum
         backward += moved((3 * config.d_attention / how.n_tensor + F + C) * s)
+    # What a layer mixes with the first one's (`gptstar/model/mix.py`): each of both weighed, then added; backward the
+    # gradients of both, and of their weights, which are sums of products.
+    mixed = 4.0 * C * config.embedding_shortcut
+    mixed += config.n_key_value * config.head_size * s / how.n_tensor * config.value_residual
+    mixed *= (config.n_layer - 1) / config.n_layer
+    forward, backward = forward + moved(7 * mixed), backward + moved(15 * mixed)
     # Embedding, final norm; copies of the weights in half precision; gradients of later microbatches added to the first
     ends = kernel(0.0, how.tokens * C * 40, 1.0, rates)
     casts = kernel(0.0, own.matrices * (12.0 if s == 2 else 0.0), 1.0, rates)
@@ -188,9 +204,8 @@ def _optimizer(own: Weights, how: Setting, rates: Rates) -> Part:
     n = own.trained / (how.n_share if how.parallel == "fsdp" else 1)
     n_byte = n * (12.0 + OPTIMIZER_BYTES[how.optimizer] + (8.0 if how.precision == "fp16" else 0.0))
     part = kernel(0.0, n_byte, 1.0, rates)
-    if how.optimizer == "muon":  # X X^T, its square and the product with X, about square matrices: 6 m per number
-        side = (own.trained_matrices / max(1, own.n_matrix)) ** 0.5
-        part += kernel(NEWTON_SCHULZ * 6.0 * side * own.trained_matrices, 0.0, rates.half, rates)
+    if how.optimizer == "muon":
+        part += kernel(NEWTON_SCHULZ * own.orthogonalised, 0.0, rates.muon, rates)
     return part
 
 
@@ -199,30 +214,42 @@ def communication(
 ) -> dict[str, Part]:
     """Between devices, rings: an all-reduce sends 2 (n - 1) / n of the bytes, a gathering or scattering half of that.
 
-    backward: seconds of the backward passes that it can hide behind, of one microbatch.
+    backward: seconds of the backward passes that it can hide behind, of one microbatch. Raises UserError where they
+    have no link.
     """
+    if how.n_share * how.n_tensor == 1:
+        return {}
+    if not hardware.link:
+        raise UserError(
+            f"hardware.link=0, but {how.n_share * how.n_tensor} devices of hardware={hardware.name} train together: "
+            "set hardware.link to the bytes a second that one sends another"
+        )
     shares = hardware.shares
     assert shares.link and shares.overlap is not None
-    rate = hardware.link * shares.link if hardware.link else float("inf")
+    rate = hardware.link * shares.link
     parts: dict[str, Part] = {}
     n = how.n_share
     if n > 1 and how.parallel == "ddp":
         n_byte = 2 * (n - 1) / n * 4.0 * own.trained
-        parts["all-reduce of gradients"] = _hidden(n_byte, rate, shares.overlap, backward)
-    if n > 1 and how.parallel == "fsdp":
-        gathered = 2 * (n - 1) / n * float(own.whole) * how.width * how.n_micro  # forward and again backward
-        scattered = (n - 1) / n * 4.0 * own.trained
-        parts["all-gather of weights"] = _hidden(gathered, rate, shares.overlap, 1.5 * backward * how.n_micro)
-        parts["reduce-scatter of gradients"] = _hidden(scattered, rate, shares.overlap, backward)
+        hidden = min(shares.overlap * n_byte / rate, backward)
+        parts["all-reduce of gradients"] = _sent(n_byte, rate, hidden)
+    if n > 1 and how.parallel == "fsdp":  # over the same link: what hides one has no room for the other
+        gathered = 2 * (n - 1) / n * float(own.whole) * how.width  # of a microbatch: forward and again backward
+        scattered = (n - 1) / n * 4.0 * own.trained  # after the last microbatch only
+        behind_last = min(shares.overlap * scattered / rate, backward)
+        each = shares.overlap * gathered / rate
+        hidden = (how.n_micro - 1) * min(each, 1.5 * backward) + min(each, 1.5 * backward - behind_last)
+        parts["all-gather of weights"] = _sent(gathered * how.n_micro, rate, hidden)
+        parts["reduce-scatter of gradients"] = _sent(scattered, rate, behind_last)
     if how.n_tensor > 1:  # each sublayer's output forward, its input's gradient backward; nothing to hide behind
         sublayers = 1 if config.block == "parallel_shared" else 2
         times = 2 * sublayers * config.n_layer * how.n_micro + sublayers * how.recompute * how.n_micro
         n_byte = times * 2 * (how.n_tensor - 1) / how.n_tensor * how.tokens * config.d_model * how.width
-        parts["all-reduce of activations"] = Part(n_byte / rate, 0.0, n_byte)
+        parts["all-reduce of activations"] = _sent(n_byte, rate, 0.0)
     return parts
 
 
-def _hidden(n_byte: float, rate: float, overlap: float, behind: float) -> Part:
-    """What is not overlapped, or takes longer than there is to hide behind."""
+def _sent(n_byte: float, rate: float, hidden: float) -> Part:
+    """hidden: seconds behind other work."""
     seconds = n_byte / rate
-    return Part(seconds, 0.0, n_byte, exposed=max(seconds * (1 - overlap), seconds - behind))
+    return Part(seconds, 0.0, n_byte, exposed=seconds - hidden)

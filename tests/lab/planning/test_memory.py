@@ -69,11 +69,25 @@ def kept(config, rows: int, n_token: int, half: bool, kernel: str) -> float:
 @pytest.mark.parametrize("name", ["star_3m", "gpt2_3m", "llama_15m", "pythia_14m", "gmlp_3m", "amlp_3m"])
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("kernel", ["sdpa", "dense"])
-def test_activations_are_what_autograd_keeps(name, half, kernel):
-    config = dataclasses.replace(preset(name), vocab_size=512, n_layer=2)
+@pytest.mark.parametrize("mixed", [False, True])
+def test_activations_are_what_autograd_keeps(name, half, kernel, mixed):
+    """mixed: with shortcuts from the embedding and the first layer's values."""
+    config = dataclasses.replace(preset(name), vocab_size=512, n_layer=2, embedding_shortcut=mixed)
+    config.value_residual = mixed and config.block != "gmlp"
     how = Setting("bf16" if half else "fp32", "cpu", kernel, rows=2, n_token=128)
     planned = activations(config, how) + bias_bytes(config, how)
     assert planned == pytest.approx(kept(config, 2, 128, half, kernel), rel=0.08)
+
+
+@pytest.mark.parametrize("changes", [{"embedding_shortcut": True}, {"value_residual": True}])
+@pytest.mark.parametrize("name", ["star_3m", "gpt2_3m", "llama_15m"])
+@pytest.mark.parametrize("kernel", ["sdpa", "dense"])
+def test_what_layers_mix_with_the_first_one_is_kept_too(name, kernel, changes):
+    """To the byte: what autograd keeps more is planned more."""
+    plain = dataclasses.replace(preset(name), vocab_size=512, n_layer=3)
+    mixed, how = dataclasses.replace(plain, **changes), Setting("fp32", "cpu", kernel, rows=2, n_token=64)
+    more = kept(mixed, 2, 64, False, kernel) - kept(plain, 2, 64, False, kernel)
+    assert activations(mixed, how) - activations(plain, how) == more
 
 
 SETTINGS = st.builds(
@@ -90,9 +104,9 @@ SETTINGS = st.builds(
 
 
 @settings(max_examples=60)
-@given(SETTINGS, st.sampled_from(["parallel_shared", "sequential"]))
-def test_more_tokens_never_need_less_and_making_activations_again_never_more(how, block):
-    config = tiny_model(block=block, n_layer=4)
+@given(SETTINGS, st.sampled_from(["parallel_shared", "sequential"]), st.booleans())
+def test_more_tokens_never_need_less_and_making_activations_again_never_more(how, block, mixed):
+    config = tiny_model(block=block, n_layer=4, value_residual=mixed, embedding_shortcut=mixed)
     needed = total(config, how)
     for more in (dict(n_token=how.n_token + 7), dict(rows=how.rows + 1)):
         assert total(config, dataclasses.replace(how, **more)) >= needed

@@ -1,16 +1,21 @@
 import dataclasses
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from gptstar.configuration import preset
 from gptstar.lab.planning.hardware import Hardware
 from gptstar.lab.planning.memory import Setting, weights
 from gptstar.lab.planning.roofline import Part, Rates, communication, compute_parts, kernel
+from gptstar.model.transformer import GPT
 from gptstar.plan import load_hardware
+from gptstar.training.optimizers import OptimizerConfig, build_optimizer
+from support import tiny_model
 
-RATES = Rates(matmul=100.0, attention=50.0, memory=10.0, functions=5.0, half=100.0)
+RATES = Rates(matmul=100.0, attention=50.0, memory=10.0, functions=5.0, muon=100.0)
 
 
 def test_a_kernel_waits_for_the_slowest_of_what_it_needs():
@@ -61,6 +66,76 @@ def test_gradients_go_round_a_ring_and_hide_behind_the_backward_pass():
     assert communication(config, own, cut, hardware, 1.0)["all-reduce of activations"].bytes == (
         2 * 6 * 1.5 * 32 * 512 * 1024 * 2  # forward and backward, a sum a layer
     )
+
+
+@pytest.mark.parametrize(
+    ("n_micro", "backward", "hidden"),
+    [
+        (1, 100.0, (0.5 * 8, 0.5 * 8)),  # half of each
+        (1, 4.0, (6 - 4, 4)),  # behind forward and backward there are 6 s, of which gradients take 4
+        (1, 2.0, (3 - 2, 2)),
+        (3, 2.0, (2 * 3 + 3 - 2, 2)),  # gradients wait for the last microbatch
+        (3, 100.0, (3 * 4, 4)),
+    ],
+)
+def test_shards_share_the_time_to_hide_behind(n_micro, backward, hidden):
+    """Two exchanges over one link, 8 s each (the gathering of each microbatch), of which half can be hidden."""
+    config = tiny_model()
+    how = Setting("bf16", "cuda", "sdpa", parallel="fsdp", n_share=2, n_micro=n_micro)
+    own = dataclasses.replace(weights(config, how), whole=4000, trained=4000)  # 8000 bytes for either
+    hardware = Hardware(devices=2, link=1000.0)
+    hardware.efficiency.link, hardware.efficiency.overlap = 1.0, 0.5
+    gather, scatter = communication(config, own, how, hardware, backward).values()
+    assert (gather.seconds, scatter.seconds) == (8 * n_micro, 8)
+    assert (gather.seconds - gather.counted, scatter.seconds - scatter.counted) == pytest.approx(hidden)
+
+
+def test_muon_orthogonalises_part_by_part_in_bf16_or_fp32():
+    """As torch counts the products of an actual step, where only Muon has any."""
+    config = tiny_model(n_layer=1)
+    how = Setting("fp32", "cpu", "sdpa", optimizer="muon")
+    model = GPT(config)
+    stepper = build_optimizer(model, OptimizerConfig(name="muon"))
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    with FlopCounterMode(display=False) as counter:
+        stepper.step()
+    own = weights(config, how)
+    assert 5 * own.orthogonalised == counter.get_total_flops() > 0
+    adamw = compute_parts(config, own, dataclasses.replace(how, optimizer="adamw"), RATES)["optimizer"]
+    muon = compute_parts(config, own, how, RATES)["optimizer"]
+    assert muon.flops == 5 * own.orthogonalised and muon.seconds > adamw.seconds
+    frozen = dataclasses.replace(how, trainable="adapters")
+    assert 0 < weights(tiny_model(n_layer=1, adapter_width=4), frozen).orthogonalised < own.orthogonalised
+    for name, precision in (("t4", "fp32"), ("v100", "fp32"), ("a5000", "bf16")):
+        hardware = load_hardware(name)
+        assert Rates.of(hardware, "fp16").muon == hardware.peak(precision) * 0.6
+
+
+@pytest.mark.parametrize("changes", [{"embedding_shortcut": True}, {"value_residual": True}])
+def test_what_layers_mix_with_the_first_one_is_read_and_written(changes):
+    plain = preset("gpt127")
+    mixed = dataclasses.replace(plain, **changes)
+    how = Setting("bf16", "cuda", "folded", rows=8, n_token=512)
+    a, b = (compute_parts(c, weights(plain, how), how, RATES)["norms and elementwise"].bytes for c in (plain, mixed))
+    width = 4 * 1024 if "embedding_shortcut" in changes else 2 * plain.n_key_value * plain.head_size
+    assert b - a == pytest.approx(22 * width * 5 * 8 * 512)  # in 5 of 6 layers
+
+
+@pytest.mark.parametrize("kernel_name", ["sdpa", "flex"])
+def test_a_gate_is_a_matrix_product_whole(kernel_name):
+    config = preset("amlp_3m")
+    how = Setting("bf16", "cuda", kernel_name, rows=2, n_token=256)
+    parts = compute_parts(config, weights(config, how), how, RATES)
+    T = 256
+    scores, gate = 4 * config.d_attention * T, 2 * config.d_feedforward * T
+    matrices = weights(config, how).matrices
+    assert parts["matrix products"].flops == (6 * matrices + 3 * config.n_layer * gate) * 2 * T
+    assert parts["attention"].flops == 3.5 * 0.5 * config.n_layer * scores * 2 * T  # what causality hides is skipped
+    none = preset("gmlp_3m")
+    parts = compute_parts(none, weights(none, how), how, RATES)
+    assert parts["attention"] == Part()
+    assert parts["matrix products"].flops > 6 * weights(none, how).matrices * 2 * T
 
 
 @settings(max_examples=40)
