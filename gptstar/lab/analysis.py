@@ -44,10 +44,11 @@ def analyse(
     found = comparable(groups, chosen)
     speeds, unused = _fitting(speeds, found)
     values = {name: [_final(run, found.metric) for run in some] for name, some in found.kept.items()}
-    words, differences = compare(values, chosen) if len(values) > 1 else ("nothing to compare with", {})
+    seeds = {name: [run.seed for run in some] for name, some in found.kept.items()}
+    words, differences = compare(values, chosen, seeds) if len(values) > 1 else ("nothing to compare with", {})
     lines = {name: _lines(some, found.metric, speeds, name) for name, some in found.kept.items()}
     seen = {name: _speed(name, chosen, found.kept, speeds) for name in found.kept}
-    made = [_variant(name, chosen, found, about, values, differences, lines, seen) for name in found.kept]
+    made = [_variant(name, chosen, found, about, values, seeds, differences, lines, seen) for name in found.kept]
     notes = [*found.notes, *unused, *_notes(speeds, made)]
     if about is not None and about.reports.get("parts"):
         parts, said = parts_of(about.reports["parts"], {v.name: v for v in made}, chosen, speeds)
@@ -89,12 +90,13 @@ def _variant(
     found: Comparable,
     about: Description | None,
     values: Mapping[str, Sequence[float]],
+    seeds: Mapping[str, Sequence[int | None]],
     differences: Mapping[str, Difference],
     lines: Mapping[str, dict[str, list[Line]]],
     seen: Mapping[str, Speed | None],
 ) -> Variant:
     runs, own = found.kept[name], differences.get(name)
-    more = more_seeds(values, baseline, name) if own is not None else None
+    more = more_seeds(values, baseline, name, seeds=seeds) if own is not None else None
     unit = "loss" if found.metric == "loss" else "bits per byte"
     first = runs[0]
     share = trained(first) / max(1, trained(found.kept[baseline][0]))

@@ -19,7 +19,10 @@ UNEQUAL = 0.1  # Bartlett's p below which variances are not pooled: docs/lab/sta
 MOST_SEEDS = 1000  # more are not counted
 ROUNDING = 1e-12  # a standard error below it is none
 
+LEAST_DF = 6  # degrees of freedom that are worth taking out what seeds share
+
 Groups = Mapping[str, Sequence[float]]  # name of a variant -> final losses of its seeds
+Seeds = Mapping[str, Sequence[int | None]]  # which seeds these are, in the same order
 
 
 @dataclass(frozen=True)
@@ -40,31 +43,44 @@ class Difference:
     remark: str = ""
 
 
-def compare(groups: Groups, baseline: str) -> tuple[str, dict[str, Difference]]:
+def compare(groups: Groups, baseline: str, seeds: Seeds | None = None) -> tuple[str, dict[str, Difference]]:
     """The test in words, and every other variant's difference from the baseline.
 
     Dunnett's test with one variance for all; Student's with one variant. Where the seeds scatter too differently for
     one variance (Bartlett's test), Welch's t with Bonferroni's correction, whose intervals agree with its p values as
     Dunnett's do (Holm's have none that would). A variant with one seed borrows the scatter of the others.
+
+    Where all variants were trained with the same seeds, and are enough (LEAST_DF), seeds are blocks: what one seed's
+    order of the data does to all variants alike is no scatter between them (a randomized block design). That is decided
+    by the design, never by the losses.
     """
-    test = _Test.of(groups, baseline)
+    test = _Test.of(groups, baseline, seeds)
     return test.words, {name: _difference(test, name) for name in groups if name != baseline}
 
 
-def power(groups: Groups, baseline: str, variant: str, percent: float = 0.5) -> float | None:
+def power(
+    groups: Groups, baseline: str, variant: str, percent: float = 0.5, seeds: Seeds | None = None
+) -> float | None:
     """Probability that `compare` sees a true difference of so many percent with seeds that scatter as these do.
 
     None: nothing is known of the scatter.
     """
-    return _Test.of(groups, baseline).power(variant, percent)
+    return _Test.of(groups, baseline, seeds).power(variant, percent)
 
 
-def more_seeds(groups: Groups, baseline: str, variant: str, percent: float = 0.5, power: float = 0.8) -> int | None:
+def more_seeds(
+    groups: Groups,
+    baseline: str,
+    variant: str,
+    percent: float = 0.5,
+    power: float = 0.8,
+    seeds: Seeds | None = None,
+) -> int | None:
     """How many more seeds of the variant, and as many of the baseline, would see a true difference with that power.
 
     0: there are enough. MOST_SEEDS + 1: more than MOST_SEEDS. None: nothing is known of the scatter.
     """
-    test = _Test.of(groups, baseline)
+    test = _Test.of(groups, baseline, seeds)
     if test.power(variant, percent) is None:
         return None
     low, high = -1, MOST_SEEDS + 1
@@ -81,6 +97,7 @@ class _Test:
 
     means, sizes, variances   of log(final loss), by variant; pooled: all have the same variance; NaN: it is not known
     why_unequal               in words, where they are not pooled
+    blocks                    how many seeds all variants share, whose part is taken out of the variance; 0: none is
     """
 
     baseline: str
@@ -89,12 +106,19 @@ class _Test:
     variances: dict[str, float]
     pooled: bool
     why_unequal: str = ""
+    blocks: int = 0
 
     @classmethod
-    def of(cls, groups: Groups, baseline: str) -> _Test:
+    def of(cls, groups: Groups, baseline: str, seeds: Seeds | None) -> _Test:
         logs = _logarithms(groups, baseline)
+        blocks = _shared_seeds(logs, seeds)
         several = [values for values in logs.values() if len(values) > 1]
         squares, df = sum(((v - v.mean()) ** 2).sum() for v in several), sum(len(v) - 1 for v in several)
+        if blocks:
+            assert seeds is not None
+            ordered = np.array([values[np.argsort(seeds[name])] for name, values in logs.items()])  # type: ignore[arg-type]
+            several = list(ordered - ordered.mean(axis=0))
+            squares, df = sum(((v - v.mean()) ** 2).sum() for v in several), (len(logs) - 1) * (blocks - 1)
         variances = dict.fromkeys(logs, float(squares / df) if df else np.nan)
         p = _equal_variances(several)
         if p < UNEQUAL:
@@ -106,6 +130,7 @@ class _Test:
             variances,
             p >= UNEQUAL,
             f"the seeds of some scatter more than those of others (Bartlett's test, p = {p:.2g})",
+            blocks if p >= UNEQUAL else 0,
         )
 
     @property
@@ -123,8 +148,9 @@ class _Test:
             return "none: no variant has two seeds, so nothing tells chance from effect"
         at_once = f" that hold for all {variants} variants at once" if variants > 1 else ""
         if self.pooled:
-            df = sum(size - 1 for size in self.sizes.values())
+            df = self._pooled_df
             what = f"one variance for all, {df} degree{'s' * (df > 1)} of freedom"
+            what += ", what the same seed does to all of them taken out" if self.blocks else ""
         else:
             what = "Bonferroni's correction" if variants > 1 else "a variance each"
             what += f", because {self.why_unequal}"
@@ -135,7 +161,7 @@ class _Test:
         pair = (variant, self.baseline)
         parts = np.array([self.variances[name] / self.sizes[name] for name in pair])
         if self.pooled:
-            df = float(sum(size - 1 for size in self.sizes.values()))
+            df = float(self._pooled_df)
         else:  # Welch and Satterthwaite's
             with np.errstate(invalid="ignore", divide="ignore"):
                 df = float(parts.sum() ** 2 / (parts**2 / [self.sizes[name] - 1 for name in pair]).sum())
@@ -161,6 +187,13 @@ class _Test:
         return replace(self, sizes=self.sizes | {name: self.sizes[name] + seeds for name in (variant, self.baseline)})
 
     @property
+    def _pooled_df(self) -> int:
+        """Of the variance that all share. More seeds of a pair than there are blocks tell by their own difference."""
+        if self.blocks:
+            return (len(self.sizes) - 1) * (self.blocks - 1) + max(self.sizes.values()) - self.blocks
+        return sum(size - 1 for size in self.sizes.values())
+
+    @property
     def _shares(self) -> tuple[float, ...]:
         variants = [size for name, size in self.sizes.items() if name != self.baseline]
         return dunnett.shares(variants, self.sizes[self.baseline])
@@ -182,6 +215,16 @@ def _difference(test: _Test, name: str) -> Difference:
     effect = Interval(_percent(log), _percent(log - half), _percent(log + half))
     remark = f"one seed only of {' and '.join(single)}: its scatter is taken to be that of the others" if single else ""
     return Difference(effect, test.p(log / se, df), se, df, test.name, remark)
+
+
+def _shared_seeds(logs: Mapping[str, np.ndarray], seeds: Seeds | None) -> int:
+    """How many there are, where every variant has each of them once and they are worth being blocks; else 0."""
+    if seeds is None or any(None in seeds[name] for name in logs):
+        return 0
+    first, *others = (sorted(seeds[name]) for name in logs)  # type: ignore[type-var]
+    if any(other != first for other in others) or len({*first}) < len(first):
+        return 0
+    return len(first) if (len(logs) - 1) * (len(first) - 1) >= LEAST_DF else 0
 
 
 def _percent(log: float) -> float:

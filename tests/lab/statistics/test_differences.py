@@ -189,3 +189,76 @@ def test_power_is_the_noncentral_ts():
     shift, c = np.log1p(0.005) / (SD * np.sqrt(0.5)), stats.t.isf(0.025, 6)
     assert power(groups, "b", "x") == pytest.approx(stats.nct.sf(c, 6, shift) + stats.nct.cdf(-c, 6, shift), rel=1e-9)
     assert power(groups, "b", "x", 300) == pytest.approx(1)
+
+
+def blocked(seed: int, effects: dict[str, float], n: int, shared: float, noisy: str | None = None):
+    """Studies whose seeds shift all variants alike, by `shared` times what they scatter themselves."""
+    rng, seeds = np.random.default_rng(seed), {name: list(range(n)) for name in effects}
+    for _ in range(STUDIES):
+        block = rng.normal(0, shared * SD, n)
+        yield (
+            {
+                name: BASE * (1 + effect / 100) * np.exp(block + rng.normal(0, SD * (5 if name == noisy else 1), n))
+                for name, effect in effects.items()
+            },
+            seeds,
+        )
+
+
+def test_what_seeds_do_to_all_alike_is_taken_out():
+    (groups, seeds), *_ = blocked(7, dict.fromkeys("bxyz", 0.0), 4, 3.0)
+    words, found = compare(groups, "b", seeds)
+    logs = np.log([groups[name] for name in "bxyz"])
+    variant, block = np.indices(logs.shape).reshape(2, -1)
+    design = np.column_stack([*(variant == i for i in range(4)), *(block == j for j in range(1, 4))]).astype(float)
+    residual = np.linalg.lstsq(design, logs.ravel(), rcond=None)[1][0]  # two-way analysis of variance
+    assert found["x"].df == 9 and found["x"].se == pytest.approx(np.sqrt(2 * residual / 9 / 4))
+    assert words.endswith(
+        "one variance for all, 9 degrees of freedom, what the same seed does to all of them taken out"
+    )
+    for turned in ("bxyz", "x"):  # whatever order they are told in
+        other = {name: losses[::-1] if name in turned else losses for name, losses in groups.items()}
+        told = {name: each[::-1] if name in turned else each for name, each in seeds.items()}
+        again = compare(other, "b", told)[1]
+        assert [d.p for d in again.values()] == pytest.approx([d.p for d in found.values()])
+
+
+@pytest.mark.parametrize(
+    "seeds",
+    [None, {"x": [1, 2, 4]}, {"x": [1, 2, None]}, {"x": [1, 2, 2]}],
+    ids=["unknown", "other", "partly unknown", "twice"],
+)
+def test_other_seeds_are_no_blocks(seeds):
+    groups = exactly(dict.fromkeys("bwxyz", 3))
+    told = None if seeds is None else {key: [1, 2, 3] for key in "bwxyz"} | seeds
+    words, found = compare(groups, "b", told)
+    assert "taken out" not in words and found["x"].df == 10
+
+
+def test_too_few_runs_are_no_blocks():
+    groups = exactly(dict.fromkeys("bxy", 3))
+    assert compare(groups, "b", {key: [1, 2, 3] for key in "bxy"})[1]["x"].df == 6  # and 4 as blocks
+
+
+@pytest.mark.parametrize(("shared", "n"), [(0.0, 3), (3.0, 3), (3.0, 5)])
+def test_blocks_keep_the_rate_of_false_verdicts(shared, n):
+    studies = blocked(8, dict.fromkeys("bwxyz", 0.0), n, shared)
+    false = sum(any(d.p < 0.05 for d in compare(groups, "b", seeds)[1].values()) for groups, seeds in studies)
+    assert within(false / STUDIES, 0.055)
+
+
+def test_blocks_keep_the_rate_with_a_noisy_variant():
+    studies = blocked(9, dict.fromkeys("bwxyz", 0.0), 3, 1.0, noisy="x")
+    false = sum(any(d.p < 0.05 for d in compare(groups, "b", seeds)[1].values()) for groups, seeds in studies)
+    assert false / STUDIES < 0.13
+
+
+def test_blocks_find_at_the_stated_power_what_is_lost_without_them():
+    effects = {"b": 0.0, "w": 0.0, "x": -1.0, "y": 0.0, "z": 0.0}
+    found = lost = stated = 0.0
+    for groups, seeds in blocked(10, effects, 3, 3.0):
+        found += word(compare(groups, "b", seeds)[1]["x"]) == "better"
+        lost += word(compare(groups, "b")[1]["x"]) == "better"
+        stated += power(groups, "b", "x", 1.0, seeds) or 0.0
+    assert lost / STUDIES < 0.3 < 0.7 < found / STUDIES
+    assert found / STUDIES == pytest.approx(stated / STUDIES, abs=0.05)

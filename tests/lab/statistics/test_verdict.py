@@ -69,7 +69,7 @@ def test_another_unit_and_size():
 
 
 def test_the_documentation_says_what_comes_out(capsys):
-    text = (Path(__file__).parents[2] / "docs/lab/statistics.md").read_text()
+    text = (Path(__file__).parents[3] / "docs/lab/statistics.md").read_text()
     code, output = (re.search(rf"```{kind}\n(.*?)```", text, re.DOTALL)[1] for kind in ("python", "text"))
     exec(code, {})
     assert capsys.readouterr().out == output
