@@ -67,7 +67,8 @@ def test_a_stop_at_any_rename_or_removal_changes_nothing(tmp_path, tokenizer, sm
 
 
 STARTER = """
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore it
 from gptstar.data import lines, prepare, tokenise
 from gptstar.data.config import DataConfig
 from gptstar.data.tokenizer import TokenizerConfig
