@@ -43,7 +43,7 @@ def log_entry(study: Study, title: str, report: Path, beside: Path) -> str:
     parts.append("\n".join(_folded(line, "  ") for line in verdict_lines(study)))
     for name in TABLES:
         if name in made:
-            parts += [f"**{name}.** " + made[name].note, table_markdown(made[name])]
+            parts += [_folded(f"**{name}.** {made[name].note}"), table_markdown(made[name])]
     parts += [f"![{caption}]({place}/{name})" for name, caption in FIGURES.items() if (report / name).is_file()]
     left_out = "; ".join(f"{Path(source).name} ({why})" for source, why in study.excluded.items())
     parts.append(_folded(f"Left out: {left_out}.") if left_out else "")

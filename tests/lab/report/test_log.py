@@ -39,4 +39,4 @@ def test_the_same_title_replaces_its_entry_and_no_other(tmp_path):
 def test_lines_are_of_a_readable_width_but_tables_and_commands_stay_whole(tmp_path):
     entry = log_entry(ablation(), "T", tmp_path / "r", Path(tmp_path))
     long = [line for line in entry.splitlines() if len(line) > 120]
-    assert all(line.startswith(("|", "python", "**")) for line in long)
+    assert all(line.startswith(("|", "python")) for line in long)
