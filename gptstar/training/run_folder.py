@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -164,17 +165,25 @@ def _refuse_used(run: Path) -> None:
 
 def refuse_changes(origin: Path, config: TrainConfig) -> None:
     """Raises UserError where a run's continuation would be another run."""
-    usual = flat(plain(asdict(TrainConfig())))  # of settings that did not exist when the run was made
-    before, now = usual | flat(read_run_config(origin)), flat(plain(asdict(config)))
-    changed = [
-        f"{key} {before.get(key)!r} -> {now.get(key)!r}"
-        for key in sorted({*before, *now})
-        if before.get(key) != now.get(key)
-        and any(key == f or key.startswith(f + ".") for f in FIXED)
-        and not any(key == f or key.startswith(f + ".") for f in FREE)
-    ]
+    changed = [told for key, told in changes(origin, config).items() if under(key, FIXED) and not under(key, FREE)]
     if changed:
         raise UserError(f"resume={config.resume}: the run was made with other settings ({'; '.join(changed)})")
+
+
+def changes(run: Path, config: TrainConfig) -> dict[str, str]:
+    """{key: "KEY before -> now"} of every setting that a run was made with otherwise."""
+    usual = flat(plain(asdict(TrainConfig())))  # of settings that did not exist when the run was made
+    before, now = usual | flat(read_run_config(run)), flat(plain(asdict(config)))
+    return {
+        key: f"{key} {before.get(key)!r} -> {now.get(key)!r}"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key)
+    }
+
+
+def under(key: str, names: Iterable[str]) -> bool:
+    """Whether a flat key is one of the names or below one."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def plain(value):

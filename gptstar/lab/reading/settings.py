@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, fields
 from functools import cache
 from typing import Any
@@ -13,7 +12,7 @@ from gptstar.model.config import ModelConfig
 from gptstar.model.describe import flops_per_token, parameter_count
 from gptstar.training.config import BatchWarmup, LengthWarmup, TrainConfig, TrainerConfig, batch_sizes
 from gptstar.training.run_folder import flat as flat_settings
-from gptstar.training.run_folder import plain
+from gptstar.training.run_folder import plain, under
 
 # What two runs may differ in and still be seeds of one variant, and why.
 SAME_VARIANT = {
@@ -78,19 +77,14 @@ def difference(config: dict, baseline: dict) -> dict[str, tuple[Any, Any]]:
     return {
         key: (other.get(key), own.get(key))
         for key in keys
-        if other.get(key) != own.get(key) and not _under(key, NOT_A_DIFFERENCE)
+        if other.get(key) != own.get(key) and not under(key, NOT_A_DIFFERENCE)
     }
 
 
 @cache
 def same_variant(key: str) -> bool:
     """Whether seeds of one variant may differ in this flat key."""
-    return _under(key, SAME_VARIANT)
-
-
-def _under(key: str, names: Iterable[str]) -> bool:
-    """Whether a flat key is one of the names or below one."""
-    return any(key == name or key.startswith(f"{name}.") for name in names)
+    return under(key, SAME_VARIANT)
 
 
 def seed_of(config: dict) -> int | None:

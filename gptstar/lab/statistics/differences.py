@@ -15,7 +15,7 @@ from gptstar.lab.statistics import dunnett
 from gptstar.lab.statistics.intervals import ALPHA
 from gptstar.lab.study import Interval
 
-UNEQUAL = 0.1  # Bartlett's p below which variances are not pooled: docs/lab/statistics.md has the simulation
+UNEQUAL = 0.1  # Bartlett's p below which variances are not pooled; tests/lab/statistics has the simulations
 MOST_SEEDS = 1000  # more are not counted
 ROUNDING = 1e-12  # a standard error below it is none
 

@@ -20,7 +20,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,9 @@ from gptstar.errors import UserError
 from gptstar.files import replace_text
 from gptstar.lab.reading.description import STUDY_FILE, read_study
 from gptstar.model.describe import parameter_count
-from gptstar.pretrained.native import read_run_config
 from gptstar.training.config import TrainConfig
 from gptstar.training.metrics import read_metrics
-from gptstar.training.run_folder import flat, plain
+from gptstar.training.run_folder import changes, plain, under
 
 # Settings that may differ between a run and its continuation: where it runs and what is written beside it.
 PLACES = ("run_dir", "resume", "logger", "trainer.device", "trainer.timeout", "trainer.peak_flops", "data.workers")
@@ -220,13 +219,7 @@ def finished(run: Path, config: TrainConfig) -> bool:
     """Whether a run has taken all its steps. Raises UserError where the folder holds a run with other settings."""
     if not (run / "config.yaml").is_file():
         return False
-    usual = flat(plain(asdict(TrainConfig())))  # of settings that did not exist when the run was made
-    before, now = usual | flat(read_run_config(run)), flat(plain(asdict(config)))
-    changed = [
-        f"{key} {before.get(key)!r} -> {now.get(key)!r}"
-        for key in sorted({*before, *now})
-        if before.get(key) != now.get(key) and not any(key == p or key.startswith(p + ".") for p in (*PLACES, *FOUND))
-    ]
+    changed = [told for key, told in changes(run, config).items() if not under(key, (*PLACES, *FOUND))]
     if changed:
         raise UserError(
             f"{run} holds a run with other settings ({'; '.join(changed[:5])}): choose another run_dir, or remove it"
