@@ -30,7 +30,7 @@ MISTAKES = [
     (["trainer.max_stepz=5"], ["trainer.max_stepz is not a setting", "did you mean trainer.max_steps?"]),
     (["trainer.steps=5"], ["trainer.steps is not a setting"]),
     (["modle=gpt127"], ["modle is not a setting", "did you mean model?"]),
-    (["model=gpt128"], ["model=gpt128 is unknown", "gpt127", "star_9m\n"]),
+    (["model=gpt128"], ["model=gpt128 is unknown", "gpt127", "star_next_3m\n"]),
     (["data=text_files", "data.paths=books/*.txt"], ["data.paths must be a list: write data.paths=[...]"]),
     (["optimizer.betas=[0.9]"], ["optimizer.betas"]),
     (["model.position=rope"], ["model.position='rope' is unknown", "rotary"]),

@@ -73,33 +73,37 @@ def compare_runs(config: CompareConfig, console: Console) -> Study:
         raise UserError(f"output_dir={folder} cannot be made ({error.strerror}): choose another") from error
     speeds = _measured(config, runs, study, folder, console) if config.measure else read_speeds(folder)
     study = analyse(runs, baseline, about, speeds, config.title, command_line())
-    study = replace(study, notes=[*study.notes, *_more_reports(about, runs, study, folder)])
+    own, notes = _own_reports(about, runs, study, folder)
+    study = replace(study, notes=[*study.notes, *notes])
     report = write_report(study, folder)
     for line in verdict_lines(study):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(f"\n{report} and {report.with_suffix('.html')}", soft_wrap=True)
     if config.log:
-        add_entry(study, config.log, folder, Path(config.log_file))
+        add_entry(study, config.log, folder, Path(config.log_file), own)
         console.print(f"logged in {config.log_file}")
     return study
 
 
-def _more_reports(about: Description | None, runs: list[Run], study: Study, folder: Path) -> list[str]:
+def _own_reports(
+    about: Description | None, runs: list[Run], study: Study, folder: Path
+) -> tuple[list[Path], list[str]]:
     """What a study wants beside the comparison; a note for each that cannot be written, as of a study half done."""
     wanted = about.reports if about is not None else {}
     told = [run for run in runs if run.problem or run.source not in study.excluded]
-    notes = []
+    made, notes = [], []
     try:
         if "hold_out" in wanted:
             write_law(told, list(wanted["hold_out"]), folder)
+            made.append(folder / "scaling.md")
     except UserError as error:
         notes.append(f"No scaling law: {error}.")
     try:
         if wanted.get("transfer"):
-            write_transfer(told, folder)
+            made.append(write_transfer(told, folder))
     except UserError as error:
         notes.append(f"No table of transfer: {error}.")
-    return notes
+    return made, notes
 
 
 def _usual_folder(sources: list[str]) -> Path:

@@ -10,7 +10,8 @@ from pathlib import Path
 from gptstar.errors import UserError
 from gptstar.lab.reading.csv_export import read_csv
 from gptstar.lab.reading.description import read_study
-from gptstar.lab.reading.read import is_run, read_run
+from gptstar.lab.reading.metrics import is_run
+from gptstar.lab.reading.read import read_run
 from gptstar.lab.reading.runs import Run
 from gptstar.lab.reading.wandb_offline import begun, find_wandb, read_wandb, wandb_id
 

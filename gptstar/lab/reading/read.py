@@ -9,17 +9,12 @@ from typing import Any
 
 from gptstar.errors import UserError
 from gptstar.lab.reading.description import read_study
+from gptstar.lab.reading.metrics import metric_rows
 from gptstar.lab.reading.runs import HeldOut, Run
-from gptstar.lab.reading.series import NUMBERS, curves, first_bad_step
+from gptstar.lab.reading.series import curves, first_bad_step
 from gptstar.lab.reading.settings import budget, seed_of, size, variant_of
 from gptstar.pretrained.native import list_checkpoints, read_run_config
 from gptstar.training.checkpoint import read_tokenizer
-
-
-def is_run(path: Path) -> bool:
-    """Whether a folder is one that train.py has made, be it damaged."""
-    here = [(path / name).is_file() for name in ("metrics.jsonl", "config.yaml", "environment.json")]
-    return here[0] or all(here[1:])
 
 
 def read_run(path: str | Path) -> Run:
@@ -30,7 +25,7 @@ def read_run(path: str | Path) -> Run:
     name = run.absolute().name
     problems: list[str] = []
     config = _config(run, problems)
-    found = curves(_lines(run, problems))
+    found = curves(metric_rows(run, problems))
     facts = _facts(run, problems)
     parameters, flops = (facts.get("parameters"), facts.get("flops_per_token")) if facts else size(config)
     place = read_study(run.absolute().parent)["runs"].get(name, {})
@@ -81,36 +76,6 @@ def _config(run: Path, problems: list[str]) -> dict:
     except UserError as error:
         problems.append("config.yaml cannot be read: " + " ".join(str(error).split())[:200])
         return {}
-
-
-def _lines(run: Path, problems: list[str]) -> list[dict]:
-    """Those that can be read; a last line torn by a kill is none."""
-    try:
-        text = (run / "metrics.jsonl").read_text(errors="replace")
-    except OSError:
-        return []
-    lines = []
-    for number, line in enumerate(text.split("\n")[:-1], 1):
-        row = _row(line)
-        if row is not None:
-            lines.append(row)
-        elif line.strip():
-            problems.append(f"metrics.jsonl line {number} cannot be read")
-    return lines
-
-
-def _row(line: str) -> dict | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-        return None
-    measures = any(key in row for key in ("loss", "validation_loss"))
-    if measures and not isinstance(row.get("tokens"), int):
-        return None
-    values = (row[key] for key in NUMBERS if row.get(key) is not None)
-    return row if all(isinstance(value, (int, float)) for value in values) else None
 
 
 def _facts(run: Path, problems: list[str]) -> dict | None:

@@ -5,7 +5,7 @@ final losses, so that effects are shares of the baseline's loss.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy import special, stats
@@ -52,7 +52,8 @@ def compare(groups: Groups, baseline: str, seeds: Seeds | None = None) -> tuple[
 
     Where all variants were trained with the same seeds, and are enough (LEAST_DF), seeds are blocks: what one seed's
     order of the data does to all variants alike is no scatter between them (a randomized block design). That is decided
-    by the design, never by the losses.
+    by the design, never by the losses. What then scatters too differently for one variance is told from the baseline by
+    its differences from it seed by seed (paired t, with Bonferroni's correction).
     """
     test = _Test.of(groups, baseline, seeds)
     return test.words, {name: _difference(test, name) for name in groups if name != baseline}
@@ -98,6 +99,7 @@ class _Test:
     means, sizes, variances   of log(final loss), by variant; pooled: all have the same variance; NaN: it is not known
     why_unequal               in words, where they are not pooled
     blocks                    how many seeds all variants share, whose part is taken out of the variance; 0: none is
+    paired                    where blocks are not pooled: the variance of a variant's differences from the baseline
     """
 
     baseline: str
@@ -107,6 +109,7 @@ class _Test:
     pooled: bool
     why_unequal: str = ""
     blocks: int = 0
+    paired: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, groups: Groups, baseline: str, seeds: Seeds | None) -> _Test:
@@ -114,6 +117,7 @@ class _Test:
         blocks = _shared_seeds(logs, seeds)
         several = [values for values in logs.values() if len(values) > 1]
         squares, df = sum(((v - v.mean()) ** 2).sum() for v in several), sum(len(v) - 1 for v in several)
+        paired: dict[str, float] = {}
         if blocks:
             assert seeds is not None
             ordered = np.array([values[np.argsort(seeds[name])] for name, values in logs.items()])  # type: ignore[arg-type]
@@ -121,6 +125,9 @@ class _Test:
             squares, df = sum(((v - v.mean()) ** 2).sum() for v in several), (len(logs) - 1) * (blocks - 1)
         variances = dict.fromkeys(logs, float(squares / df) if df else np.nan)
         p = _equal_variances(several)
+        if p < UNEQUAL and blocks:
+            of_baseline = ordered[list(logs).index(baseline)]
+            paired = {name: float((o - of_baseline).var(ddof=1)) for name, o in zip(logs, ordered, strict=True)}
         if p < UNEQUAL:
             variances = {name: float(v.var(ddof=1)) if len(v) > 1 else np.nan for name, v in logs.items()}
         return cls(
@@ -130,13 +137,14 @@ class _Test:
             variances,
             p >= UNEQUAL,
             f"the seeds of some scatter more than those of others (Bartlett's test, p = {p:.2g})",
-            blocks if p >= UNEQUAL else 0,
+            blocks,
+            paired,
         )
 
     @property
     def name(self) -> str:
         if not self.pooled:
-            return "Welch's t test"
+            return "paired t test" if self.paired else "Welch's t test"
         return "Dunnett's test" if len(self.sizes) > 2 else "Student's t test"
 
     @property
@@ -153,12 +161,17 @@ class _Test:
             what += ", what the same seed does to all of them taken out" if self.blocks else ""
         else:
             what = "Bonferroni's correction" if variants > 1 else "a variance each"
+            what += ", seeds compared one by one" if self.paired else ""
             what += f", because {self.why_unequal}"
-        return f"{self.name} of log(final loss) against {self.baseline}, 95% intervals and p values{at_once}; {what}"
+        name = self.name[0].upper() + self.name[1:]
+        return f"{name} of log(final loss) against {self.baseline}, 95% intervals and p values{at_once}; {what}"
 
     def error(self, variant: str) -> tuple[float, float]:
         """Standard error of the variant's difference, NaN where it is not known, and its degrees of freedom."""
         pair = (variant, self.baseline)
+        if self.paired:
+            n = self.sizes[variant]
+            return float(np.sqrt(self.paired[variant] / n)), float(n - 1)
         parts = np.array([self.variances[name] / self.sizes[name] for name in pair])
         if self.pooled:
             df = float(self._pooled_df)

@@ -40,3 +40,21 @@ def test_lines_are_of_a_readable_width_but_tables_and_commands_stay_whole(tmp_pa
     entry = log_entry(ablation(), "T", tmp_path / "r", Path(tmp_path))
     long = [line for line in entry.splitlines() if len(line) > 120]
     assert all(line.startswith(("|", "python")) for line in long)
+
+
+def test_a_study_with_a_question_of_its_own_is_logged_by_its_own_report(tmp_path):
+    study, report = ablation(), tmp_path / "docs" / "law"
+    report.mkdir(parents=True)
+    words = " ".join(["word"] * 40)
+    (report / "scaling.md").write_text(
+        f"# Scaling law\n\n{words}\n\n| a | b |\n|---|---|\n\n## Held out\n\n![loss](scaling.png)\n"
+    )
+    log = tmp_path / "traininglog.md"
+    log.write_text("# Training log\n")
+    for _ in range(2):  # the second time it replaces itself, headings within and all
+        add_entry(study, "A law", report, log, [report / "scaling.md"])
+    text = log.read_text()
+    assert text.count("### Scaling law\n") == text.count("#### Held out\n") == 1
+    assert "![loss](docs/law/scaling.png)" in text and "| a | b |\n|---|---|" in text
+    assert "Final loss" not in text and "docs/law/report.md" in text
+    assert all(len(line) <= 120 for line in text.splitlines() if not line.startswith(("|", "python")))

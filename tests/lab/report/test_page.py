@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from chromium import BINARY, Page, chromium
 from gptstar.lab.report.html import report_html
 from gptstar.lab.report.markdown import report_markdown
 from gptstar.lab.study import Study
-from lab.chromium import BINARY, Page, chromium
 from lab.report.test_html import markdown_tables
 from lab.studies import drawn_from, five, many
 

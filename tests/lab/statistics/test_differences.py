@@ -253,6 +253,32 @@ def test_blocks_keep_the_rate_with_a_noisy_variant():
     assert false / STUDIES < 0.13
 
 
+def test_a_noisy_variant_hides_no_other_that_differs_seed_by_seed():
+    seeds = {name: [1, 2, 3, 4] for name in "bwxyz"}
+    shared = np.array([0.0, 0.012, -0.01, 0.02])
+    own = {
+        "b": [0, 0, 0, 0],
+        "w": [1, -1, 2, 0],
+        "x": [-200, 230, 40, -90],
+        "y": [-20, -21, -19, -22],
+        "z": [0, 1, 1, -1],
+    }
+    groups = {name: BASE * np.exp(shared + 1e-3 * np.array(values)) for name, values in own.items()}
+    words, found = compare(groups, "b", seeds)
+    assert words.startswith("Paired t test of log(final loss) against b") and "seeds compared one by one" in words
+    expected = stats.ttest_rel(np.log(groups["y"]), np.log(groups["b"]))
+    assert found["y"].p == pytest.approx(4 * expected.pvalue) and found["y"].df == 3 and word(found["y"]) == "better"
+    bounds = expected.confidence_interval(1 - 0.05 / 4)
+    assert found["y"].effect.low == pytest.approx(100 * np.expm1(bounds.low))
+    assert {word(found[name]) for name in "wxz"} == {"no difference seen"}
+    assert compare(groups, "b")[1]["y"].p > 0.05
+    more = more_seeds(groups, "b", "y", seeds=seeds)
+    assert more is not None and more < 3 and power(groups, "b", "y", 0.5, seeds) > 0.5
+    turned = {name: losses[::-1] for name, losses in groups.items()}
+    told = {name: each[::-1] for name, each in seeds.items()}
+    assert compare(turned, "b", told)[1]["y"].p == pytest.approx(found["y"].p)
+
+
 def test_blocks_find_at_the_stated_power_what_is_lost_without_them():
     effects = {"b": 0.0, "w": 0.0, "x": -1.0, "y": 0.0, "z": 0.0}
     found = lost = stated = 0.0

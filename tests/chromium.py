@@ -57,13 +57,14 @@ class Page:
         assert "error" not in told, told
         return told["result"]
 
-    async def open(self, path: Path, width: int, height: int = 900, scheme: str = "light") -> None:
+    async def open(self, place: Path | str, width: int, height: int = 900, scheme: str = "light") -> None:
+        """place: a file, or an address."""
         for domain in ("Page", "Runtime", "Log", "Network"):
             await self.ask(f"{domain}.enable")
         await self.size(width, height)
         await self.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.loaded.clear()
-        await self.ask("Page.navigate", url=path.resolve().as_uri())
+        await self.ask("Page.navigate", url=place if isinstance(place, str) else place.resolve().as_uri())
         await asyncio.wait_for(self.loaded.wait(), PATIENCE)
 
     async def size(self, width: int, height: int) -> None:
