@@ -144,6 +144,16 @@ BENCHMARKS = (
         (Figure("together / one after another", ("ratio",), at_least=8),),
     ),
     Benchmark(
+        "serving",
+        "32 clients at the server, against one after another at one made of transformers",
+        ("--rounds", "1", "--requests", "32"),
+        (
+            Figure("32 clients / one after another", ("ratio",), at_least=8),
+            Figure("first token, p95, s", ("first_p95",)),
+            Figure("next token beside a slow and a leaving client / others", ("rude_over_polite", "next_p95")),
+        ),
+    ),
+    Benchmark(
         "context_memory",
         "peak memory of a window of 8192 tokens through GPT-303*",
         ("--contexts", "8192", "--whole"),

@@ -11,12 +11,27 @@ from gptstar.generation.stopping import StopStrings
 from gptstar.generation.streaming import TextStream
 
 
+class TooLong(UserError):
+    """A prompt and what shall follow it have more tokens than the model can read.
+
+    n_prompt, asked, longest: tokens of the prompt, asked for beside it, and how many there may be in the end
+    """
+
+    def __init__(self, n_prompt: int, asked: int, longest: int, remedy: str) -> None:
+        super().__init__(
+            f"{n_prompt} prompt tokens and max_new_tokens={asked} exceed the {longest} tokens the model can read: "
+            f"{remedy}"
+        )
+        self.n_prompt, self.asked, self.longest = n_prompt, asked, longest
+
+
 class Prompt:
     """A prompt as the model reads it.
 
     text            the prompt as the tokenizer gives it back
     tokens          what the model reads; end of text alone for an empty prompt, and the last tokens alone where
-                    settings.truncate allows that
+                    settings.max_prompt_tokens or settings.truncate say so
+    dropped         how many tokens were lost at the beginning
     first           the only tokens the first choice is made from, or None for all
     settings        those asked for, with one token more where one was taken back
 
@@ -26,14 +41,22 @@ class Prompt:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt: str, settings: SamplingSettings, longest: int | None = None
+        self, tokenizer: Tokenizer, prompt: str | list[int], settings: SamplingSettings, longest: int | None = None
     ) -> None:
-        """longest: how many tokens there may be in the end, None: any number. UserError where there would be more."""
-        shown = tokenizer.encode(prompt)
+        """prompt: text, or tokens, which are read as they are.
+
+        longest: how many tokens there may be in the end, None: any number. UserError where there would be more.
+        """
+        text = isinstance(prompt, str)
+        shown = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        most = len(shown) if settings.max_prompt_tokens is None else settings.max_prompt_tokens
+        self.dropped = max(0, len(shown) - most)
+        shown = shown[self.dropped :]
         self.text = tokenizer.decode(shown)
         self.first: list[int] | None = None
         self.settings = settings
-        if len(shown) > 1 and prompt[-1].isspace() and settings.max_new_tokens and not settings.forced_tokens:
+        heal = text and len(shown) > 1 and self.text[-1:].isspace()
+        if heal and settings.max_new_tokens and not settings.forced_tokens:
             self.first = tokenizer.starting_like(shown.pop())
             least = settings.min_new_tokens
             self.settings = replace(
@@ -53,10 +76,8 @@ class Prompt:
         room = longest - self.settings.max_new_tokens
         if not self.settings.truncate or room < 1:
             otherwise = ", or set truncate=true to drop its beginning" if room > 0 else ""
-            raise UserError(
-                f"{len(self.tokens)} prompt tokens and max_new_tokens={asked} exceed the "
-                f"{longest} tokens the model can read: shorten the prompt, lower max_new_tokens{otherwise}"
-            )
+            raise TooLong(len(self.tokens), asked, longest, f"shorten the prompt, lower max_new_tokens{otherwise}")
+        self.dropped += len(self.tokens) - room
         self.tokens = self.tokens[-room:]
 
 

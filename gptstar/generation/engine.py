@@ -38,27 +38,36 @@ PIECE = 128  # prompt tokens that one sequence reads at a time while others wait
 class Event:
     """What happened to a sequence in a round: text that is decided now, and at its end the whole.
 
-    request, index: the number `submit` gave, and which of its n sequences.
+    request, index: the number `submit` gave, and which of its n sequences. tokens: those chosen, at most one, among
+    them an end of text or stop token. prompt_logprobs: on the first event of sequence 0, if they were asked for.
     """
 
     request: int
     index: int
     text: str
+    tokens: list[int]
     logprobs: list[TokenLogprob]
     done: Generation | None
+    prompt_logprobs: list[TokenLogprob] | None = None
 
 
 class Sequence:
     """One sequence on its way: its prompt, what is written of it, and its row."""
 
-    def __init__(self, request: int, index: int, prompt: Prompt, tokenizer: Tokenizer, seed: int) -> None:
+    def __init__(
+        self, request: int, index: int, prompt: Prompt, tokenizer: Tokenizer, seed: int, n_scored: int | None = None
+    ) -> None:
+        """n_scored: how many of the likeliest tokens are reported beside each of the prompt; None: nothing is."""
         self.request, self.index, self.prompt, self.seed = request, index, prompt, seed
         self.continuation = Continuation(tokenizer, prompt)
         self.tokens = list(prompt.tokens)  # of prompt and continuation
         self.n_read = 0  # how many of them the model has read
         self.row = -1
+        self.told = False  # whether there was an event of it
         self.pieces: list[str] = []
         self.logprobs: list[TokenLogprob] = []
+        self.n_scored = n_scored
+        self.prompt_logprobs: list[TokenLogprob] | None = None if n_scored is None else []
 
     @property
     def written(self) -> int:
@@ -119,14 +128,28 @@ class Engine:
         self.rounds = self.requests = 0
         self._sampler: tuple[list[Sequence], Sampler, History | None] | None = None
 
-    def submit(self, prompt: str, settings: SamplingSettings) -> int:
-        """Queues a request; its number. Raises UserError for settings out of range and for what is too long."""
+    def submit(self, prompt: str | list[int], settings: SamplingSettings, prompt_logprobs: int | None = None) -> int:
+        """Queues a request; its number. Raises UserError for settings out of range and for what is too long.
+
+        prompt_logprobs: how many of the likeliest tokens are reported beside each of the prompt's, as
+        `settings.logprobs` says of those chosen.
+        """
+        return self.submit_ready(self.prepare(prompt, settings), settings, prompt_logprobs)
+
+    def prepare(self, prompt: str | list[int], settings: SamplingSettings) -> Prompt:
+        """The part of `submit` that takes time where a prompt is long, for any thread. Raises as `submit` does."""
         settings.check(self.tokenizer.vocab_size)
-        ready = Prompt(self.tokenizer, prompt, settings, self.capacity)
+        return Prompt(self.tokenizer, prompt, settings, self.capacity)
+
+    def submit_ready(self, ready: Prompt, settings: SamplingSettings, prompt_logprobs: int | None = None) -> int:
+        """Queues a request whose prompt is prepared; its number."""
         self.requests += 1
         seed = fresh_seed() if settings.seed is None else settings.seed
         for index in range(settings.n):
-            self.waiting.append(Sequence(self.requests, index, ready, self.tokenizer, sequence_seed(seed, index)))
+            n_scored = prompt_logprobs if index == 0 else None  # the same for all of them
+            self.waiting.append(
+                Sequence(self.requests, index, ready, self.tokenizer, sequence_seed(seed, index), n_scored)
+            )
         return self.requests
 
     def cancel(self, request: int) -> None:
@@ -161,16 +184,25 @@ class Engine:
             left -= n_token
             if sequence.n_read < len(sequence.tokens):
                 self.reading.append(sequence)
-            else:
+            elif sequence.continuation.finish_reason is None:
                 events += self._begin(sequence, logits)
+            else:  # only the prompt was asked about
+                events.append(self._event(sequence, "", [], [], sequence.finished()))
         return events
+
+    def _event(
+        self, sequence: Sequence, text: str, tokens: list[int], logprobs: list[TokenLogprob], done: Generation | None
+    ) -> Event:
+        scored = None if sequence.told else sequence.prompt_logprobs
+        sequence.told = True
+        return Event(sequence.request, sequence.index, text, tokens, logprobs, done, scored)
 
     def _empty(self) -> list[Event]:
         """Requests for no tokens are answered at once."""
-        empty = [s for s in self.waiting if s.continuation.finish_reason is not None]
+        empty = [s for s in self.waiting if s.continuation.finish_reason is not None and s.prompt_logprobs is None]
         for sequence in empty:
             self.waiting.remove(sequence)
-        return [Event(s.request, s.index, "", [], s.finished()) for s in empty]
+        return [self._event(s, "", [], [], s.finished()) for s in empty]
 
     def _write(self) -> list[Event]:
         """The next token of every sequence that is being written."""
@@ -214,7 +246,7 @@ class Engine:
             if sequence.continuation.finish_reason is not None:
                 done = sequence.finished()
                 self._leave(sequence)
-            events.append(Event(sequence.request, sequence.index, text, logprobs, done))
+            events.append(self._event(sequence, text, [token], logprobs, done))
         return events
 
     def _leave(self, sequence: Sequence) -> None:
@@ -261,17 +293,31 @@ class Engine:
 
     def _in_common(self, sequence: Sequence) -> list[int]:
         """How much of a prompt each row holds; its last token is always read, for what follows it."""
+        if sequence.prompt_logprobs is not None:
+            return [0] * self.max_rows  # what has been read has left no logits
         return [_common(held, sequence.tokens[:-1]) for held in self.contents]
 
     def _read(self, sequence: Sequence, n_token: int) -> Tensor:
         """Reads a piece of a prompt; logits (1, V) after it."""
         piece = sequence.tokens[sequence.n_read : sequence.n_read + n_token]
         cache = self.cache.row(sequence.row)
-        logits_BV = self.decoder.read(torch.tensor([piece], device=self.device), cache)
+        if sequence.prompt_logprobs is None:
+            logits_BV = self.decoder.read(torch.tensor([piece], device=self.device), cache)
+        else:
+            logits_TV = self.decoder.extend(piece, cache)
+            self._score(sequence, logits_TV[:, : self.tokenizer.vocab_size])
+            logits_BV = logits_TV[-1:]
         self.cache.lengths[sequence.row] = cache.length
         self.contents[sequence.row] += piece
         sequence.n_read += n_token
         return logits_BV[:, : self.tokenizer.vocab_size]  # embeddings beyond are never chosen
+
+    def _score(self, sequence: Sequence, logits_TV: Tensor) -> None:
+        """How likely the model thought the prompt's tokens, all but the first, which follows nothing."""
+        assert sequence.prompt_logprobs is not None and sequence.n_scored is not None
+        start = sequence.n_read + 1
+        token_T = torch.tensor(sequence.prompt.tokens[start : start + len(logits_TV)], device=self.device)
+        sequence.prompt_logprobs += token_logprobs(logits_TV[: len(token_T)], token_T, sequence.n_scored)
 
     def _sampler_of(self, sequences: list[Sequence]) -> tuple[Sampler, History | None]:
         """Kept for as long as the same sequences are written."""

@@ -13,6 +13,7 @@ WHOLE = (
     ("min_new_tokens", 0, ""),
     ("top_k", 1, ", or null for no limit"),
     ("no_repeat_ngram", 0, " (0: n-grams may repeat)"),
+    ("max_prompt_tokens", 1, ", or null for no such limit"),
     ("n", 1, ""),
     ("logprobs", 0, ", or null for none"),
 )
@@ -20,7 +21,7 @@ NUMBERS = (
     *("temperature", "top_p", "min_p", "tau", "eta"),
     *("repetition_penalty", "presence_penalty", "frequency_penalty"),
 )
-OPTIONAL = ("top_k", "logprobs", "top_p", "min_p", "tau", "eta")  # null leaves them out
+OPTIONAL = ("top_k", "max_prompt_tokens", "logprobs", "top_p", "min_p", "tau", "eta")  # null leaves them out
 POSITIVE_FRACTIONS = ("top_p", "tau")
 FRACTIONS_BELOW_ONE = ("min_p", "eta")
 
@@ -46,6 +47,7 @@ class SamplingSettings:
     stop                text that ends the continuation; neither it nor what follows is given out
     stop_tokens         tokens that end the continuation as end of text does
     truncate            a prompt with more tokens than there is room for loses its beginning; False: it is refused
+    max_prompt_tokens   a prompt with more tokens loses its beginning, whatever room there is; None: no such limit
     n                   sequences per prompt
     seed                makes the choice repeatable; sequence i > 0 has a seed of its own; None draws one
     logprobs            how many of the likeliest tokens are reported beside each chosen one; None: nothing is
@@ -68,6 +70,7 @@ class SamplingSettings:
     stop: list[str] = field(default_factory=list)
     stop_tokens: list[int] = field(default_factory=list)
     truncate: bool = False
+    max_prompt_tokens: int | None = None
     n: int = 1
     seed: int | None = None
     logprobs: int | None = None
@@ -82,8 +85,9 @@ class SamplingSettings:
             raise UserError(f"truncate={self.truncate!r} must be true or false")
         for name, least, otherwise in WHOLE:
             value = getattr(self, name)
-            if (value is not None or name not in OPTIONAL) and not (_whole(value) and value >= least):
-                raise UserError(f"{name}={value} must be a whole number, {least} or more{otherwise}")
+            if (value is not None or name not in OPTIONAL) and not (_whole(value) and least <= value < 2**63):
+                shown = str(value)[:40] if not _whole(value) or abs(value) < 2**70 else "a number of more than 64 bits"
+                raise UserError(f"{name}={shown} must be a whole number, {least} or more{otherwise}")
         if self.min_new_tokens > self.max_new_tokens:
             raise UserError(f"min_new_tokens={self.min_new_tokens} exceeds max_new_tokens={self.max_new_tokens}")
         if not 0 <= self.temperature < math.inf:

@@ -39,6 +39,26 @@ class TextStream:
         return self._decoder.finish()
 
 
+def token_bytes(tokenizer: Tokenizer) -> Callable[[int], bytes]:
+    """What a token adds to a text that has begun: whole characters, or bytes of which others complete a character."""
+    byte_level = _decoder_kinds(tokenizer) == ["ByteLevel"]
+
+    @cache
+    def spelt(token: int) -> bytes:
+        string = tokenizer.fast.id_to_token(token)
+        if string is None:
+            return b""
+        if byte_level:
+            return _bytes_of(string)
+        if _is_byte(string):
+            return bytes([int(string[3:5], 16)])
+        decoder = tokenizer.fast.decoder
+        decode = " ".join if decoder is None else decoder.decode
+        return decode(["a", string])[len(decode(["a"])) :].encode()
+
+    return spelt
+
+
 class _ByteLevel:
     """Each token is some bytes, whatever stands around it."""
 
@@ -46,12 +66,7 @@ class _ByteLevel:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, string: str) -> str:
-        alphabet = _byte_alphabet()
-        try:
-            data = bytes(alphabet[character] for character in string)
-        except KeyError:  # an added token that is spelt out
-            data = string.encode()
-        return self._utf8.decode(data)
+        return self._utf8.decode(_bytes_of(string))
 
     def finish(self) -> str:
         return self._utf8.decode(b"", final=True)
@@ -97,6 +112,14 @@ def _decoder_kinds(tokenizer: Tokenizer) -> list[str]:
         return []
     decoder = json.loads(tokenizer.fast.decoder.__getstate__())
     return [step["type"] for step in decoder.get("decoders", [decoder])]
+
+
+def _bytes_of(string: str) -> bytes:
+    alphabet = _byte_alphabet()
+    try:
+        return bytes(alphabet[character] for character in string)
+    except KeyError:  # an added token that is spelt out
+        return string.encode()
 
 
 @cache

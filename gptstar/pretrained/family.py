@@ -15,6 +15,7 @@ from gptstar.errors import UserError
 from gptstar.model.config import ModelConfig
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.stored import InSafetensors, Stored
+from gptstar.pretrained.telling import tell
 from gptstar.quantization.layers import Home
 
 ACTIVATION_NAMES = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -95,7 +96,8 @@ def fill(model: GPT, entries: list[Entry], theirs: Stored, ignored: tuple[str, .
     order = sorted(wanted.values(), key=lambda entry: -sum(targets[name].numel() for name in entry.ours))
     misshapen: list[str] = []
     broken: list[str] = []
-    for entry in order:
+    for number, entry in enumerate(order):
+        tell(number / len(order))
         read = theirs[entry.theirs]
         homes = [targets[name] for name in entry.ours]
         if isinstance(homes[0], Home) and isinstance(read, InSafetensors) and entry.split is _alone:

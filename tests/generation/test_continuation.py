@@ -120,3 +120,16 @@ def test_a_long_prompt_loses_its_beginning_where_that_is_wanted():
     assert Prompt(TOKENIZER, "abc", settings, 99).tokens == TOKENIZER.encode("abc")
     with pytest.raises(UserError, match=r"lower max_new_tokens$"):
         Prompt(TOKENIZER, text, replace(settings, max_new_tokens=32), 32)
+
+
+def test_tokens_are_read_as_they_are():
+    tokens = TOKENIZER.encode("a b ")
+    prompt = Prompt(TOKENIZER, tokens, SamplingSettings())
+    assert prompt.tokens == tokens and prompt.first is None and prompt.text == "a b "
+
+
+def test_a_prompt_beyond_its_own_limit_loses_its_beginning_whatever_room_there_is():
+    wish = SamplingSettings(max_prompt_tokens=2)
+    prompt = Prompt(TOKENIZER, "a b c d", wish, 200)
+    assert prompt.tokens == TOKENIZER.encode("a b c d")[-2:] and prompt.text == " d"
+    assert prompt.dropped == len(TOKENIZER.encode("a b c d")) - 2

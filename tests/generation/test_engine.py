@@ -185,3 +185,46 @@ def test_a_round_reads_no_more_than_its_budget(monkeypatch):
 def test_mistakes_are_one_line(call, words):
     with pytest.raises(UserError, match=words):
         call(Engine(MODELS["learned"], TOKENIZER))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_prompt_is_scored_as_the_model_scores_it(name):
+    """Longer than a piece, beside others, after its beginning was read already, and with nothing written."""
+    model = MODELS[name] if name != "alibi" else model_of(context=400)
+    long = "a b c d e f " * (20 if model.longest is None else 4) + "a"
+    tokens = TOKENIZER.encode(long)
+    with torch.inference_mode():
+        logits_TV = model.logits(model.hidden(torch.tensor([tokens])))[0, :, : TOKENIZER.vocab_size]
+    expected = logits_TV.log_softmax(-1)[range(len(tokens) - 1), tokens[1:]]
+    engine = Engine(model, TOKENIZER, max_rows=3, budget=160)
+    nothing, some = SamplingSettings(max_new_tokens=0), SamplingSettings(max_new_tokens=3, temperature=0, n=2)
+    engine.submit(long, some)
+    list(engine.run())
+    engine.submit("a b", some)
+    scored = {engine.submit(long, nothing, 2), engine.submit(tokens, some, 0)}
+    found = {}
+    for event in engine.run():
+        if event.prompt_logprobs is not None:
+            assert event.index == 0 and event.request not in found
+            found[event.request] = event.prompt_logprobs
+    assert found.keys() == scored
+    for score in found.values():
+        assert [s.token for s in score] == tokens[1:]
+        torch.testing.assert_close(
+            torch.tensor([s.logprob for s in score], dtype=torch.float64), expected.double(), atol=2e-6, rtol=0
+        )
+    assert [len(found[r][0].top) for r in sorted(found)] == [2, 0]
+
+
+def test_events_carry_every_token_that_was_chosen():
+    engine = Engine(MODELS["alibi"], TOKENIZER)
+    wish = SamplingSettings(max_new_tokens=9, temperature=1.5, seed=1, n=3)
+    engine.submit("a b", wish)
+    chosen, done = {0: [], 1: [], 2: []}, {}
+    for event in engine.run():
+        chosen[event.index] += event.tokens
+        if event.done:
+            done[event.index] = event.done
+    for index, tokens in chosen.items():
+        assert tokens[: len(done[index].tokens)] == done[index].tokens
+        assert len(tokens) - len(done[index].tokens) == (done[index].finish_reason == "end_of_text")

@@ -12,7 +12,7 @@ NAN, INF = float("nan"), float("inf")
     ("name", "values"),
     [
         ("temperature", [-1.0, NAN, INF]),
-        ("top_k", [0, -3, 2.5, NAN, True]),
+        ("top_k", [0, -3, 2.5, NAN, True, 2**63]),
         ("top_p", [0.0, -0.1, 1.1, NAN]),
         ("min_p", [-0.1, 1.0, NAN]),
         ("tau", [0.0, 1.5, NAN]),
@@ -20,7 +20,7 @@ NAN, INF = float("nan"), float("inf")
         ("repetition_penalty", [0.0, -1.0, NAN, INF]),
         ("presence_penalty", [NAN, INF]),
         ("frequency_penalty", [NAN, -INF]),
-        ("no_repeat_ngram", [-1, 1.5]),
+        ("no_repeat_ngram", [-1, 1.5, 2**63]),
         ("max_new_tokens", [-1, 2.0, NAN]),
         ("min_new_tokens", [-1]),
         ("n", [0, -1, 1.5]),

@@ -1,0 +1,9 @@
+"""OpenAI's contract: /v1/models, /v1/completions and /v1/chat/completions, as its Python client speaks it."""
+
+from fastapi import APIRouter
+
+from gptstar.serving.openai import chat, completions, models
+
+router = APIRouter(prefix="/v1", tags=["OpenAI"])
+for part in (models, completions, chat):
+    router.include_router(part.router)

@@ -1,0 +1,41 @@
+"""The demo's contract: GET /talk?input=TEXT, as the GPT-Neo demo server had it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, ConfigDict
+
+from gptstar.generation.settings import SamplingSettings
+from gptstar.serving.answers import refusals, unless_gone
+from gptstar.serving.asked import Text
+from gptstar.serving.models import Served
+from gptstar.serving.settings import TALK_INPUT, TALK_NEW
+
+TEMPERATURE = 0.9
+
+router = APIRouter(tags=["demo"])
+
+
+class Said(BaseModel):
+    """output: what follows the text."""
+
+    model_config = ConfigDict(extra="forbid")
+    output: str
+
+
+@router.get("/talk", response_model=Said, responses=refusals(401, 422, 429, 500, 503, 504))
+async def talk(request: Request, text: Annotated[Text, Query(alias="input")]) -> dict[str, str]:
+    """Goes on with a text; one that is too long loses its beginning."""
+    served: Served = request.app.state.models.default
+    settings = served.settings
+    how = SamplingSettings(
+        max_new_tokens=settings.max_new_tokens or TALK_NEW,
+        max_prompt_tokens=settings.max_input_token_length or TALK_INPUT,
+        temperature=TEMPERATURE,
+        truncate=True,
+    )
+    job = await served.ask(text, how)
+    (done,) = await unless_gone(request, job.all(), settings.request_timeout)
+    return {"output": done.text}
