@@ -23,6 +23,7 @@ class Case:
 
     window: how many positions are seen, 0 where that is all n_key. documents: whether attention stays within them.
     whole: the queries are all the keys there are, without padding (no cache). compiled: in a graph of torch.compile.
+    rows: one fp32 query in each row of a cache whose rows are not equally long.
     """
 
     config: ModelConfig
@@ -34,6 +35,7 @@ class Case:
     whole: bool = True
     gradients: bool = True
     compiled: bool = False
+    rows: bool = False
 
     @property
     def trains_slopes(self) -> bool:

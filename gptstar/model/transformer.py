@@ -172,7 +172,7 @@ class GPT(nn.Module):
         autocasting = torch.is_autocast_enabled(device.type)
         # SDPA wants bias and queries in one dtype.
         dtype = torch.get_autocast_dtype(device.type) if autocasting else x_BTC.dtype
-        schemes = self._schemes()
+        schemes, n_token = self._schemes(), x_BTC.shape[1]
         made: dict[tuple[str, int], Sight] = {}
         keys = [(scheme, self.config.window(layer)) for layer, scheme in enumerate(self.config.schemes)]
         for scheme, window in keys:
@@ -187,6 +187,7 @@ class GPT(nn.Module):
                     whole=cache is None and padding_B is None,
                     gradients=torch.is_grad_enabled(),
                     compiled=torch.compiler.is_compiling(),
+                    rows=slot.ndim == 2 and n_token == 1 and padding_B is None and dtype == torch.float32,
                 )
                 first = 0 if cache is None else cache.first(window)
                 view = View(case, slot, dtype, first, padding_B, document_BT)
