@@ -13,15 +13,14 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
 from starlette.types import Receive, Scope, Send
 
-from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import UserError
 from gptstar.generation.engine import Event
 from gptstar.generation.randomness import fresh_seed, sequence_seed
 from gptstar.generation.settings import SamplingSettings
-from gptstar.generation.streaming import token_bytes
 from gptstar.serving.answers import refusals, status_of
 from gptstar.serving.asked import Text, limited
 from gptstar.serving.models import Models, Served
+from gptstar.serving.openai.writing import Spelling
 from gptstar.serving.worker import Job
 
 LEAST = 1e-9  # of a probability: what a set that is to hold nothing holds is its first token
@@ -177,9 +176,9 @@ async def _events(served: Served, job: Job, seeds: list[int]) -> AsyncIterator[b
         yield _line(
             Start(model=served.name, prompt=prompt.text, tokens=len(prompt.tokens), dropped=prompt.dropped, seeds=seeds)
         )
-        shown = _Shown(served.tokenizer)
+        spelling = Spelling(served.tokenizer)
         async for event in job:
-            for chosen in _chosen(shown, event):
+            for chosen in _chosen(spelling, event):
                 yield _line(chosen)
             if event.done is not None:
                 yield _line(End(index=event.index, finish_reason=event.done.finish_reason, seed=event.done.seed))
@@ -196,22 +195,7 @@ def _line(said: Said) -> bytes:
     return b"data: " + said.model_dump_json().encode() + b"\n\n"
 
 
-class _Shown(dict[int, str]):
-    """The text of a token by its number, worked out once."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._bytes = token_bytes(tokenizer)
-
-    def __missing__(self, token: int) -> str:
-        data = self._bytes(token)
-        try:
-            self[token] = data.decode()
-        except UnicodeDecodeError:
-            self[token] = "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
-        return self[token]
-
-
-def _chosen(shown: _Shown, event: Event) -> list[Chosen]:
+def _chosen(spelling: Spelling, event: Event) -> list[Chosen]:
     """One a token; the text comes with the last of them."""
     found = []
     for number, one in enumerate(event.logprobs, 1):
@@ -219,12 +203,12 @@ def _chosen(shown: _Shown, event: Event) -> list[Chosen]:
             Chosen(
                 index=event.index,
                 text=event.text if number == len(event.logprobs) else "",
-                token=_choice(shown, one.token, one.logprob),
-                top=[_choice(shown, token, logprob) for token, logprob in one.top],
+                token=_choice(spelling, one.token, one.logprob),
+                top=[_choice(spelling, token, logprob) for token, logprob in one.top],
             )
         )
     return found
 
 
-def _choice(shown: _Shown, token: int, logprob: float) -> Choice:
-    return Choice(id=token, text=shown[token], prob=float(f"{math.exp(logprob):.4g}"))
+def _choice(spelling: Spelling, token: int, logprob: float) -> Choice:
+    return Choice(id=token, text=spelling.text(token), prob=float(f"{math.exp(logprob):.4g}"))

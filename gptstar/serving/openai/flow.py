@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 from fastapi import Request
@@ -44,7 +44,7 @@ class Run:
 
     def __init__(self, jobs: list[Job], writings: list[Writing], seconds: float) -> None:
         self.jobs, self.writings, self.seconds = jobs, writings, seconds
-        self.deadline = asyncio.get_running_loop().time() + seconds
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._expire)
 
     @classmethod
     async def start(
@@ -111,14 +111,23 @@ class Run:
         written = sum(writing.n_written for writing in self.writings)
         return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
+    def _expire(self) -> None:
+        for job in self.jobs:
+            job.put(TimeoutError(f"there was no time for more after {self.seconds:g} s: ask for fewer tokens"))
+
     def cancel(self) -> None:
         """Frees what it holds."""
+        self._timer.cancel()
         for job in self.jobs:
             job.cancel()
 
 
 async def _merged(jobs: list[Job]) -> AsyncGenerator[tuple[int, Event], None]:
     """Events of all jobs as they come, with the job's number."""
+    if len(jobs) == 1:  # nothing to merge
+        async for one in jobs[0]:
+            yield 0, one
+        return
     queue: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue()
 
     async def pump(at: int) -> None:
@@ -189,7 +198,7 @@ async def answer_in_pieces(
         try:
             for chunk in chunks(*first):
                 yield sent(chunk)
-            async for number, piece in _until(run.deadline, pieces):
+            async for number, piece in pieces:
                 for chunk in chunks(number, piece):
                     yield sent(chunk)
             for chunk in last():
@@ -202,18 +211,6 @@ async def answer_in_pieces(
             yield sent(body)
 
     return EventStream(events(), run, pieces)
-
-
-async def _until(deadline: float, pieces: AsyncGenerator[tuple[int, Piece], None]) -> AsyncIterator[tuple[int, Piece]]:
-    while True:
-        try:
-            async with asyncio.timeout_at(deadline):
-                got = await anext(pieces)
-        except StopAsyncIteration:
-            return
-        except TimeoutError:
-            raise TimeoutError("there was no time for more: ask for fewer tokens") from None
-        yield got
 
 
 def sent(chunk: dict[str, Any]) -> str:
