@@ -286,7 +286,7 @@ def test_a_fault_of_ours_is_told_without_details(models, monkeypatch, caplog):
     def broken(tokenizer):
         raise KeyError("a secret")
 
-    monkeypatch.setattr("gptstar.serving.stream.token_bytes", broken)
+    monkeypatch.setattr("gptstar.serving.openai.writing.token_bytes", broken)
     with site(of(models[:1])) as here:
         answer = httpx.post(here.ready().url + "api/stream", json=ASKED)
         last = json.loads(answer.text.strip().splitlines()[-1].removeprefix("data: "))
