@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Strict, model_validator
+from pydantic_core import PydanticCustomError
 
 from gptstar.errors import UserError
 from gptstar.serving.settings import ServerSettings
@@ -33,8 +34,8 @@ class Body(BaseModel):
         if isinstance(value, dict):
             for name in value:
                 if name not in cls.model_fields:
-                    known = ", ".join(cls.model_fields)
-                    raise ValueError(f"{str(name)[:60]} is not among the fields {known}")
+                    about = {"name": str(name)[:60], "known": ", ".join(cls.model_fields)}
+                    raise PydanticCustomError("unknown_field", "{name} is not among the fields {known}", about)
         return value
 
 

@@ -18,7 +18,7 @@ from gptstar.generation.engine import Event
 from gptstar.generation.randomness import fresh_seed, sequence_seed
 from gptstar.generation.settings import SamplingSettings
 from gptstar.serving.answers import refusals, status_of
-from gptstar.serving.asked import Text, limited
+from gptstar.serving.asked import Body, Text, limited
 from gptstar.serving.models import Models, Served
 from gptstar.serving.openai.writing import Spelling
 from gptstar.serving.worker import Job
@@ -30,10 +30,9 @@ log = logging.getLogger(__name__)
 router = APIRouter(tags=["page"])
 
 
-class Asked(BaseModel):
+class Asked(Body):
     """How the page's text goes on. A filter that is null is left out; 0 means what a slider at its end should mean."""
 
-    model_config = ConfigDict(extra="forbid")
     model: Text | None = Field(None, description="one of /api/models; null: the first")
     prompt: Text
     max_new_tokens: StrictInt = Field(100, ge=0, le=2**31)

@@ -224,5 +224,4 @@ def test_all_of_it_takes_little_time_and_no_memory(client):
     longest = sorted(seconds, key=seconds.__getitem__)[-5:]
     print(f"memory grew by {grown}; ", {which: round(seconds[which], 2) for which in longest})
     assert seconds[longest[-1]] < 1
-    if min(grown) > 5e6:  # what is lost is lost every time
-        pytest.xfail(f"some {min(grown) / 1e6:.0f} MB are lost with every {len(asked)} requests, where is not known")
+    assert min(grown) < 1e6  # what is lost is lost every time

@@ -24,7 +24,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 
 import gptstar
-from gptstar.serving.asked import Text
+from gptstar.serving.asked import Body, Text
 from gptstar.serving.openai.errors import Refused, refusals
 from gptstar.serving.openai.flow import Run, Usage, answer_in_pieces, answer_whole
 from gptstar.serving.openai.models import pick
@@ -54,18 +54,16 @@ def _truth(value: object) -> object:
     return value
 
 
-class TextPart(BaseModel):
+class TextPart(Body):
     """Of a message. Images, sound and files are not read."""
 
-    model_config = ConfigDict(extra="forbid")
     type: Literal["text"]
     text: Text
 
 
-class Message(BaseModel):
+class Message(Body):
     """What somebody has said. Names, calls, sound and refusals cannot be written down for a base model."""
 
-    model_config = ConfigDict(extra="forbid")
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
         Text | Annotated[list[TextPart], Field(fail_fast=True)],
@@ -83,10 +81,9 @@ class Message(BaseModel):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class ResponseFormat(BaseModel):
+class ResponseFormat(Body):
     """Text alone: what a base model writes follows no schema."""
 
-    model_config = ConfigDict(extra="forbid")
     type: Literal["text"]
 
 

@@ -74,13 +74,13 @@ def _first_fault(error: RequestValidationError) -> tuple[str, str | None]:
     said = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "json_invalid":
         return f"the body is not JSON: {short(str(fault.get('ctx', {}).get('error', said)))}", None
-    place = ""
-    for part in fault["loc"][1:]:  # the first one says body
+    place, unknown = "", fault["type"] == "unknown_field"
+    for part in (*fault["loc"][1:], *([fault["ctx"]["name"]] if unknown else [])):  # the first one says body
         place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
     place = short(place, 100)
     value = fault.get("input")
     shown = f"={short(repr(value), 60)}" if isinstance(value, str | int | float | bool) else ""
-    if fault["type"] == "extra_forbidden":
+    if unknown:
         said, shown = "there is no such field: leave it out", ""
     elif fault["type"] == "none_required":
         said = "this server cannot do that: leave it out"

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -18,7 +17,7 @@ from pydantic import (
 
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.generation.settings import SamplingSettings
-from gptstar.serving.asked import Text
+from gptstar.serving.asked import Body, Text
 from gptstar.serving.openai.errors import Refused
 from gptstar.serving.settings import ServerSettings
 
@@ -69,19 +68,18 @@ Biases = Annotated[
 ]
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Body):
     """include_usage: one more chunk at the end says how many tokens there were."""
 
-    model_config = ConfigDict(extra="forbid")
     include_usage: StrictBool | None = None
     include_obfuscation: StrictBool | None = Field(None, description="ignored: there is none")
 
 
-class Sampling(BaseModel):
+class Sampling(Body):
     """How text goes on. null, or nothing, is the default. `top_k`, `min_p`, `typical_p` and `repetition_penalty` are
     not OpenAI's: a client sends them as `extra_body`."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(protected_namespaces=())
     model: Text | None = Field(None, description="a name of /v1/models; the first one if there is none")
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = Field(None, description="1; 0 is greedy")
     top_p: Annotated[Number, Field(ge=0, le=1)] | None = None
