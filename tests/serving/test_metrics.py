@@ -36,6 +36,14 @@ def test_requests_by_route_method_and_status(read):
     assert value("gptstar_request_seconds_count", route="/generate") == 2
 
 
+def test_every_route_has_its_whole_path(read):
+    client, value = read
+    for path in [p for p in client.app.openapi()["paths"] if p != "/metrics"]:
+        client.get(path)
+        template = path.replace("{model}", "{model:path}")  # what the description leaves out
+        assert value("gptstar_requests_total", route=template, method="GET") == 1, path
+
+
 def test_what_clients_make_up_is_one_series(read):
     client, value = read
     for i in range(20):

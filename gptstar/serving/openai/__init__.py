@@ -4,6 +4,7 @@ from fastapi import APIRouter
 
 from gptstar.serving.openai import chat, completions, models
 
-router = APIRouter(prefix="/v1", tags=["OpenAI"])
+# Each part has the prefix itself: log and metrics name a route as it is where it is made.
+router = APIRouter(tags=["OpenAI"])
 for part in (models, completions, chat):
     router.include_router(part.router)

@@ -35,7 +35,7 @@ DEFAULT_TOKENS = 256
 NAMES = {"user": "User", "assistant": "Assistant"}
 STOP = "\nUser:"
 
-router = APIRouter()
+router = APIRouter(prefix="/v1")
 
 
 def _none_of_these(value: Any) -> Any:

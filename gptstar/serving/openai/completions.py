@@ -25,7 +25,7 @@ from gptstar.serving.openai.writing import Piece, Said, Spelling
 DEFAULT_TOKENS = 16
 MOST_PROMPTS = 2048  # as OpenAI has it; the operator's MAX_SEQUENCES may be less
 
-router = APIRouter()
+router = APIRouter(prefix="/v1")
 
 Token = Annotated[StrictInt, Field(ge=0, le=2**31)]
 Prompts = Annotated[

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from gptstar.serving.models import Served
 from gptstar.serving.openai.errors import Refused, refusals
 
-router = APIRouter()
+router = APIRouter(prefix="/v1")
 
 
 class Model(BaseModel):
