@@ -96,6 +96,14 @@ def test_the_image_runs_as_nobody_and_hears_signals():
     assert yaml.safe_load(check[check.index("CMD") + 3 :]) == ["python", "-m", "gptstar.serving.probe"]
 
 
+def test_hadolint_has_nothing_to_say():
+    hadolint = Path(sys.executable).with_name("hadolint")
+    if not hadolint.exists():
+        pytest.skip("pip install '.[test]' brings hadolint")
+    done = subprocess.run([str(hadolint), str(ROOT / "Dockerfile")], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
 def test_what_is_copied_is_not_ignored():
     ignored = (ROOT / ".dockerignore").read_text().split()
     copied = [said for name, said in instructions() if name == "COPY" and "--from" not in said]
