@@ -18,6 +18,7 @@ from gptstar.pretrained.llama2c import llama2c_config, load_llama2c
 from gptstar.pretrained.native import find_checkpoint, load_native, read_config
 from gptstar.pretrained.neox_slim import is_neox_slim, load_neox_slim, neox_slim_config
 from gptstar.pretrained.star_archive import is_star_archive, load_star_archive, star_archive_config
+from gptstar.pretrained.stored import dtype_of_folder
 from gptstar.pretrained.transformers_folder import load_transformers_folder, transformers_config
 
 HUB_FILES = ["config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"]
@@ -48,6 +49,15 @@ def load_config(source: str | Path) -> ModelConfig:
     """The configuration of what `load` would load, without reading the weights."""
     layout, path = _find(source)
     return layout.config(path)
+
+
+def saved_dtype(source: str | Path) -> torch.dtype:
+    """What `load` would keep weights in without a dtype, told without reading them; fp32 where files do not say."""
+    layout, path = _find(source)
+    if layout is NEOX_SLIM:
+        return torch.float16
+    folder = find_checkpoint(path) if layout is NATIVE else path
+    return dtype_of_folder(folder) or torch.float32
 
 
 @dataclass(frozen=True)

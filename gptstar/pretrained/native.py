@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 import yaml
-from safetensors.torch import save_file
 
 from gptstar.data.tokenizer import Tokenizer, load_tokenizer
 from gptstar.errors import UserError
@@ -28,7 +27,7 @@ from gptstar.model.transformer import GPT
 from gptstar.pretrained.empty import Dtype, empty_model, refuse_quantized
 from gptstar.pretrained.family import Entry, fill
 from gptstar.pretrained.sharded import DAMAGE, is_sharded, read_shards
-from gptstar.pretrained.stored import Stored, in_memory, open_safetensors
+from gptstar.pretrained.stored import Stored, in_memory, open_safetensors, save_safetensors
 
 FORMAT = "gptstar-1"
 STEP_PREFIX = "step-"
@@ -47,7 +46,7 @@ def save_weights(folder: Path, model: GPT, tokenizer: Tokenizer, training: dict)
 
 def save_tensors(folder: Path, model: GPT) -> None:
     """model.safetensors."""
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
+    save_safetensors({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
 
 
 def save_description(folder: Path, model: GPT, tokenizer: Tokenizer, training: dict) -> None:

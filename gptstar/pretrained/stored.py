@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -9,11 +11,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from gptstar.errors import UserError
 
 Stored = dict[str, Callable[[], Tensor]]  # {name: reads the tensor}
+SAFE_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 BLOCK = 2**22  # numbers that are read at a time where a whole tensor is too much
 
 
@@ -86,3 +90,23 @@ def in_memory(tensors: dict[str, Tensor]) -> Stored:
 
 def _itself(tensor: Tensor) -> Tensor:
     return tensor
+
+
+def save_safetensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """A file that others may read if they may read its folder: the library itself leaves it to its owner alone."""
+    save_file(tensors, path, metadata=metadata)
+    path.chmod(path.parent.stat().st_mode & 0o666)
+
+
+def dtype_of_folder(folder: Path) -> torch.dtype | None:
+    """Of the largest tensor in a folder's first file of weights, else what its config.json says, else None."""
+    for file in sorted(folder.glob("*.safetensors"))[:1]:
+        with safe_open(file, "pt") as stored:
+            slices = [stored.get_slice(name) for name in stored.keys()]  # noqa: SIM118
+            return SAFE_DTYPES.get(max(slices, key=lambda one: math.prod(one.get_shape())).get_dtype())
+    try:
+        values = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return None
+    named = values.get("dtype") or values.get("torch_dtype")
+    return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}.get(named)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from gptstar.data.tokenizer import Tokenizer, load_tokenizer
 from gptstar.errors import UserError
@@ -28,7 +27,7 @@ from gptstar.pretrained.gptj import GPTJ
 from gptstar.pretrained.llama import LLAMA
 from gptstar.pretrained.neox import NEOX
 from gptstar.pretrained.star import STAR
-from gptstar.pretrained.stored import Stored, open_pickle, open_safetensors
+from gptstar.pretrained.stored import Stored, open_pickle, open_safetensors, save_safetensors
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (GPT2, GPT_NEO, GPTJ, NEOX, LLAMA, STAR)}
 
@@ -109,7 +108,7 @@ def _write_folder(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
     for name, text in family.files().items():
         (folder / name).write_text(text, encoding="utf-8")
     tokenizer.save(folder / "tokenizer.json")
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    save_safetensors(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def family_of(config: ModelConfig) -> Family:

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from gptstar.errors import UserError
+from gptstar.generation.continuation import TooLong
 from gptstar.serving.models import NotReady
 from gptstar.serving.worker import Busy, Closed
 
@@ -56,6 +57,9 @@ async def _gone(request: Request) -> None:
 
 def status_of(error: Exception) -> tuple[int, str, dict[str, str]]:
     """Status, reason and headers of what can go wrong; 500 for a fault of ours, whose text stays in the log."""
+    if isinstance(error, TooLong):  # in no contract's own words
+        said = f"the text has {error.n_prompt} tokens, {error.asked} shall follow, and the model reads {error.longest}"
+        return 422, f"{said}: shorten the text, or ask for fewer", {}
     if isinstance(error, UserError):
         return 422, short(str(error)), {}
     if isinstance(error, RequestValidationError):
@@ -82,7 +86,7 @@ def _first_fault(error: RequestValidationError) -> str:
     fault: dict[str, Any] = error.errors()[0]
     if fault["loc"][0] == "body":
         if fault["type"] == "json_invalid":
-            return short(f"the body is not JSON: {fault['ctx']['error']} at character {fault['loc'][-1]}")
+            return short(f"the body is not JSON: {fault['ctx']['error']} (character {fault['loc'][-1]})")
         if isinstance(fault.get("input"), bytes):
             return "the body must be JSON, and come with Content-Type: application/json"
         if fault["loc"] == ("body",) and fault["type"] == "missing":

@@ -33,10 +33,9 @@ async def health(request: Request) -> JSONResponse:
     """200 when all models are ready, 503 before that and when one has failed."""
     states = []
     for served in request.app.state.models.served.values():
-        state, error = served.state, served.error
-        if state == "ready" and served.worker.error is not None:
-            state, error = "failed", f"decoding has failed: {served.worker.error}"
-        elif state == "ready" and served.worker.closing:
+        error = served.failure
+        state = "failed" if error is not None else served.state
+        if state == "ready" and served.worker.closing:
             state = "ending"
         states.append(ModelHealth(name=served.name, state=state, progress=round(served.progress, 3), error=error))
     found = {s.state for s in states}

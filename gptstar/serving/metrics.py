@@ -74,10 +74,11 @@ class _Loads(Collector):
         self.models = models
 
     def collect(self) -> Iterator[Metric]:
-        ready = {name: s.worker for name, s in self.models.served.items() if s.state == "ready"}
+        all_of_them = self.models.served.items()
+        ready = {name: s.worker for name, s in all_of_them if s.state == "ready"}
         loads = {name: worker.load for name, worker in ready.items()}
         for metric, said, values in (
-            ("ready", "whether a model can answer", {n: n in ready for n in self.models.served}),
+            ("ready", "whether a model can answer", {n: n in ready and s.failure is None for n, s in all_of_them}),
             ("sequences_running", "sequences that are read or written", {n: x.running for n, x in loads.items()}),
             ("sequences_waiting", "sequences without a row yet", {n: x.waiting for n, x in loads.items()}),
             ("rows", "sequences that can run together", {n: x.rows for n, x in loads.items()}),

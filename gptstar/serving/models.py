@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,20 +19,22 @@ from gptstar.generation.continuation import TooLong
 from gptstar.generation.decoding import Decoder
 from gptstar.generation.engine import Engine
 from gptstar.generation.settings import SamplingSettings
-from gptstar.model.config import ModelConfig
 from gptstar.model.describe import cache_bytes_per_token, parameter_count
 from gptstar.model.transformer import GPT
-from gptstar.pretrained.load import load, load_config
+from gptstar.pretrained.load import load, load_config, saved_dtype
 from gptstar.pretrained.telling import telling
 from gptstar.serving.names import Source, resolve
 from gptstar.serving.records import current
 from gptstar.serving.settings import ServerSettings
-from gptstar.serving.worker import Job, Worker
+from gptstar.serving.worker import FAILED, Job, Worker
 
-BYTES = {None: 4.0, "fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.1, "int4": 0.65}  # a weight, scales included
+BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.1, "int4": 0.65}  # a weight, scales included
 CUT_SLACK = 64  # tokens: where a text is cut the first ones may differ from those of the whole
 SHARE_FOR_CACHE = 0.8  # of what memory is left once weights are read, where no budget is set
 
+NAMED = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 State = Literal["waiting", "loading", "ready", "failed"]
 
@@ -80,25 +83,47 @@ class Served:
             raise NotReady(f"the model {self.name} {reason}")
         return value
 
-    async def load(self) -> None:
-        """Reads the weights in a thread and starts the worker. What goes wrong is in `state` and `error`."""
+    @property
+    def failure(self) -> str | None:
+        """Why it will never answer."""
+        dead = self.state == "ready" and self.worker.error is not None
+        return FAILED if dead else self.error
+
+    @property
+    def held(self) -> float:
+        """Bytes of weights and cache."""
+        if self._worker is None or self._model is None:
+            return 0.0
+        engine = self._worker.engine
+        return held_bytes(self._model) + engine.max_rows * _row_bytes(self._model, engine.capacity)
+
+    async def load(self, taken: float = 0.0) -> None:
+        """Reads the weights in a thread and starts the worker. What goes wrong is in `state`, `error` and the log.
+
+        taken: bytes of the budget that other models hold.
+        """
         self.state = "loading"
+        log.info("%s: reading the weights of %s", self.name, self.source.source)
         try:
-            engine = await _in_thread(self._read)
+            engine = await _in_thread(lambda: self._read(taken))
             self._model, self._tokenizer = engine.model, engine.tokenizer
             self._longest_token = max(map(len, engine.tokenizer.fast.get_vocab()))
             self._worker = Worker(engine, self.settings.max_queue, lambda job, how: self.finished(job, how))
             self.progress, self.state = 1.0, "ready"
+            rows = f"{engine.max_rows} rows of {engine.capacity} tokens"
+            log.info("%s: ready, %.1f GB on %s, %s", self.name, self.held / 1e9, engine.device, rows)
         except Exception as error:
-            self.error = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            told = isinstance(error, UserError)
+            self.error = str(error) if told else f"{type(error).__name__}: {error}"
             self.state = "failed"
+            log.error("%s could not be loaded: %s", self.name, self.error, exc_info=None if told else error)
 
-    def _read(self) -> Engine:
+    def _read(self, taken: float = 0.0) -> Engine:
         settings = self.settings
         device = pick_device(settings.device)
-        budget = settings.memory_budget
+        budget = None if settings.memory_budget is None else settings.memory_budget - taken
         if budget is not None:
-            check_budget(self.name, load_config(self.source.source), settings.dtype, budget)
+            check_budget(self.source, settings.dtype, budget)
         with telling(self._hear):
             model, tokenizer = load(self.source.source, device, settings.dtype)
         left = free_memory(device) * SHARE_FOR_CACHE if budget is None else budget - held_bytes(model)
@@ -112,7 +137,7 @@ class Served:
     async def count(self, prompt: str) -> int:
         """Tokens of a prompt as it will be read, its beginning lost where the settings say so. Raises NotReady."""
         most = self.settings.max_input_token_length
-        tokens = await asyncio.to_thread(self.tokenizer.encode, self._end_of(prompt, most))
+        tokens = await asyncio.to_thread(self.tokenizer.encode, self.end_of(prompt, most))
         return max(1, min(len(tokens), most or len(tokens)))
 
     async def ask(self, prompt: str | list[int], settings: SamplingSettings, prompt_logprobs: int | None = None) -> Job:
@@ -126,7 +151,7 @@ class Served:
         worker = self.worker
         truncated = worker.engine.capacity if settings.truncate else None
         most, asked = settings.max_prompt_tokens or truncated, settings.max_new_tokens
-        cut = [prompt if isinstance(prompt, list) else self._end_of(prompt, most, asked) for prompt in prompts]
+        cut = [prompt if isinstance(prompt, list) else self.end_of(prompt, most, asked) for prompt in prompts]
         ready = await asyncio.to_thread(lambda: [worker.prepare(prompt, settings) for prompt in cut])
         jobs = worker.start_all(ready, settings, prompt_logprobs)
         record = current.get()
@@ -134,7 +159,7 @@ class Served:
             record.asked(self.name, jobs)
         return jobs
 
-    def _end_of(self, text: str, n_token: int | None, asked: int = 0) -> str:
+    def end_of(self, text: str, n_token: int | None, asked: int = 0) -> str:
         """As much of a text as its last n_token tokens can need. Raises TooLong where all of it counts (None) and it
         is longer than what the model can read.
 
@@ -169,18 +194,27 @@ class Models:
     """All models by name; the first is the default."""
 
     def __init__(self, settings: ServerSettings) -> None:
-        """Raises UserError for a name that means nothing."""
+        """Raises UserError for a name that means nothing, a device that is not there, a budget that is too small."""
+        pick_device(settings.device)
         sources = [resolve(name, settings.checkpoint if i == 0 else None) for i, name in enumerate(settings.sources)]
         self.served: dict[str, Served] = {}
         for source in sources:
             if source.name in self.served:
                 raise UserError(f"two models are called {source.name}: {source.source} and another; rename one folder")
+            if settings.memory_budget is not None and source.link is None:  # else it would be fetched to be looked at
+                check_budget(source, settings.dtype, settings.memory_budget)
             self.served[source.name] = Served(source, settings)
 
     async def load(self) -> None:
         """One after another, in order."""
         for served in self.served.values():
-            await served.load()
+            await served.load(sum(other.held for other in self.served.values()))
+
+    @property
+    def hopeless(self) -> str | None:
+        """Why no model will ever answer, or None while one may."""
+        failures = [served.failure for served in self.served.values()]
+        return None if None in failures else failures[0]
 
     def pick(self, name: str | None) -> Served:
         """The default one for None. Raises KeyError for a name that is not served."""
@@ -203,18 +237,21 @@ class Models:
         return [s.worker for s in self.served.values() if s.state == "ready"]
 
 
-def check_budget(name: str, config: ModelConfig, dtype: str | None, budget: int) -> None:
+def check_budget(source: Source, dtype: str | None, budget: float) -> None:
     """Raises UserError, with what would fit, for weights that take more than `budget` bytes."""
-    n = parameter_count(config)
+    n = parameter_count(load_config(source.source))
     needed = {kind: n * size for kind, size in BYTES.items()}
-    if needed[dtype] <= budget:
+    kind = dtype or next(name for name, saved in NAMED.items() if saved == saved_dtype(source.source))
+    if needed[kind] <= budget:
         return
-    fits = [kind for kind in ("bf16", "int8", "int4") if needed[kind] <= budget]
-    remedy = f"DTYPE={fits[0]} takes {needed[fits[0]] / 1e9:.1f} GB" if fits else "no DTYPE makes it fit"
-    raise UserError(
-        f"{name} takes {needed[dtype] / 1e9:.1f} GB in {dtype or 'fp32'}, "
-        f"and MEMORY_BUDGET is {budget / 1e9:.1f} GB: {remedy}"
-    )
+    fits = [other for other in ("bf16", "int8", "int4") if needed[other] <= budget]
+    remedy = f"DTYPE={fits[0]} takes {_amount(needed[fits[0]])}" if fits else "no DTYPE makes it fit"
+    takes = f"{source.name} takes {_amount(needed[kind])} in {kind}"
+    raise UserError(f"{takes}, and there are {_amount(budget)} of MEMORY_BUDGET: {remedy}")
+
+
+def _amount(n_byte: float) -> str:
+    return f"{n_byte / 1e9:.1f} GB" if n_byte >= 1e9 else f"{n_byte / 1e6:.3g} MB"
 
 
 def held_bytes(model: GPT) -> int:
@@ -224,11 +261,15 @@ def held_bytes(model: GPT) -> int:
 
 def rows_that_fit(model: GPT, capacity: int, left: float, wanted: int) -> int:
     """How many sequences there is memory for. Raises UserError where there is none for a single one."""
-    numbers = torch.finfo(model.dtype).bits // 8
-    row = capacity * cache_bytes_per_token(model.config, numbers)
+    row = _row_bytes(model, capacity)
     if row > left:
         raise UserError(
-            f"weights leave {left / 1e9:.2f} GB, and the cache of one sequence of {capacity} tokens takes "
-            f"{row / 1e9:.2f} GB: raise MEMORY_BUDGET, or set DTYPE=int8"
+            f"weights leave {_amount(max(left, 0))}, and the cache of one sequence of {capacity} tokens takes "
+            f"{_amount(row)}: raise MEMORY_BUDGET, or set DTYPE=int8"
         )
     return max(1, min(wanted, int(left // row)))
+
+
+def _row_bytes(model: GPT, capacity: int) -> float:
+    """Of the cache, for one sequence."""
+    return capacity * cache_bytes_per_token(model.config, torch.finfo(model.dtype).bits // 8)

@@ -40,6 +40,8 @@ def resolve(name: str, checkpoint: Path | None = None) -> Source:
     path = Path(name).expanduser()
     if path.exists():
         return Source(path.resolve().name, str(path), None)
+    if path.parent.is_dir() and len(path.parts) > 1:
+        raise UserError(f"MODEL_NAME={name} does not exist, though {path.parent} does: name a run, a folder or a file")
     if name in OF_NOBODY or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return Source(name, name, f"https://huggingface.co/{name}")
     known = {known.lower(): known for known in (*OF_NOBODY, *NAMES)}

@@ -25,6 +25,7 @@ HEADERS = {
 router = APIRouter(tags=["page"])
 
 
+@router.head("/", include_in_schema=False)
 @router.get("/", response_class=HTMLResponse)
 async def page(request: Request) -> Response:
     """A web page to write with the models and to look into what they choose from."""

@@ -19,6 +19,9 @@ from gptstar.serving.records import current
 MOST_CLIENTS = 10_000  # remembered; beyond that the one that has been silent longest is forgotten
 
 
+FREE = ("/metrics", "/api/models")  # the latter is what the page asks while a model is read
+
+
 class Buckets:
     """A token bucket a client: `per_minute` at once, and as many a minute."""
 
@@ -39,14 +42,14 @@ class Buckets:
 
 
 class Rate:
-    """Counts by API key, and without one by address. What needs no key, and the metrics, are not counted."""
+    """Counts by API key, and without one by address. What needs no key, metrics and cards are not counted."""
 
     def __init__(self, app: ASGIApp, per_minute: int, refuse: Refuse) -> None:
         self.app, self.refuse = app, refuse
         self.buckets = Buckets(per_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not is_open(scope) and scope["path"] != "/metrics":
+        if scope["type"] == "http" and not is_open(scope) and scope["path"] not in FREE:
             wait = math.ceil(self.buckets.take(_client(scope)))
             if wait:
                 reason = f"more than {self.buckets.most} requests a minute: try again in {wait} s"

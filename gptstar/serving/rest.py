@@ -114,7 +114,7 @@ async def generate(request: Request, wanted: Wanted) -> dict[str, Any]:
     )
     done = await unless_gone(request, job.all(), settings.request_timeout)
     return {
-        "model": served.source.source,
+        "model": served.source.source if served.source.link else served.name,  # where folders lie is nobody's business
         "s_elapsed": f"{time.monotonic() - start:.2f}",
         "sentences": [{"generated_text": job.prompt.text + one.text} for one in done],
     }

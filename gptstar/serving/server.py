@@ -72,6 +72,10 @@ class Server(uvicorn.Server):
         self.force_exit = self.force_exit or (self.should_exit and sig == signal.SIGINT)
         self.should_exit = True
 
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second. Where no model will ever answer, the server ends, for whoever is to start it again."""
+        return self.models.hopeless is not None or await super().on_tick(counter)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         log.info("ending: requests have %g s to come to their end", self.seconds)
         end = time.monotonic() + self.seconds
@@ -88,7 +92,8 @@ class Server(uvicorn.Server):
 
 
 def serve(settings: ServerSettings) -> None:
-    """Serves until it is told to end. Raises UserError for what cannot be, before anything is read."""
+    """Serves until it is told to end. Raises UserError for what cannot be, before anything is read, and where no model
+    can answer."""
     models = Models(settings)
     app: FastAPI = create_app(settings, models)
     listening = _listen(settings.host, settings.port)
@@ -99,12 +104,15 @@ def serve(settings: ServerSettings) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # who asks decides what X-Forwarded-For says
         timeout_keep_alive=30,
     )
     host, port = listening.getsockname()[:2]
     log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
     Server(config, models, settings.shutdown_seconds).run(sockets=[listening])
     log.info("ended")
+    if models.hopeless is not None:
+        raise UserError(models.hopeless)
     if any(served.state == "loading" for served in models.served.values()):
         os._exit(0)  # nobody waits for the thread that reads weights
 

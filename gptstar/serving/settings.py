@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +17,8 @@ from gptstar.errors import UserError
 BY_NUMBER = ("gpt2", "gpt-neo-125M", "gpt-neo-1.3B", "gpt-neo-2.7B", "gpt-j-6B")
 TALK_INPUT, TALK_NEW = 13, 11  # the demo's own limits, where none is set
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+NO_KEY = "holds no key, and without keys everybody may ask: leave it out where that is meant"
 
 Texts = Annotated[list[str], NoDecode]  # separated by commas, not JSON
 
@@ -88,7 +91,9 @@ class ServerSettings(BaseSettings):
     @classmethod
     def _some(cls, value: Any) -> Any:
         if isinstance(value, str) and not value.strip(" ,"):
-            raise ValueError("holds no key, and without keys everybody may ask: leave it out where that is meant")
+            raise ValueError(NO_KEY)
+        if isinstance(value, str) and re.search(r"[\s`$]", value.replace(", ", ",").strip()):
+            raise ValueError("a key holds white space, $ or `: a shell's command is not run here, write what it gives")
         return value
 
     @field_validator("memory_budget", mode="before")
@@ -127,6 +132,9 @@ def read_settings(env_file: str | Path | None = ".env", **given: Any) -> ServerS
         raise UserError(f"{env_file} is not UTF-8: {error}") from None
     for line in _misspelt(env_file):
         raise UserError(line)
+    # An empty variable counts as none, but a key that somebody meant to set must not open the server.
+    if not settings.api_keys and "api_keys" not in given and any(name.lower() == "api_keys" for name in os.environ):
+        raise UserError(f"API_KEYS: {NO_KEY}")
     return settings
 
 

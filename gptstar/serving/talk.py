@@ -30,9 +30,11 @@ async def talk(request: Request, text: Annotated[Text, Query(alias="input")]) ->
     """Goes on with a text; one that is too long loses its beginning."""
     served: Served = request.app.state.models.default
     settings = served.settings
+    capacity, n_prompt = served.worker.engine.capacity, settings.max_input_token_length or TALK_INPUT
+    room = max(1, capacity - min(n_prompt, capacity // 2))  # what is asked for nowhere must not be too much
     how = SamplingSettings(
-        max_new_tokens=settings.max_new_tokens or TALK_NEW,
-        max_prompt_tokens=settings.max_input_token_length or TALK_INPUT,
+        max_new_tokens=min(settings.max_new_tokens or TALK_NEW, room),
+        max_prompt_tokens=n_prompt,
         temperature=TEMPERATURE,
         truncate=True,
     )

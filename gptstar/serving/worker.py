@@ -7,6 +7,7 @@ rounds; events go back through the event loop. Nobody who reads slowly holds it 
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections import deque
@@ -18,6 +19,10 @@ from gptstar.generation.engine import Engine, Event
 from gptstar.generation.generate import Generation
 from gptstar.generation.settings import SamplingSettings
 from gptstar.serving.speed import Speed
+
+FAILED = "decoding has failed: the server's log says how"
+
+log = logging.getLogger(__name__)
 
 
 class Busy(Exception):
@@ -131,7 +136,7 @@ class Worker:
     ) -> list[Job]:
         """Queues the jobs of one request, all or none. Raises as `start` does."""
         if self.closing or self.error is not None:
-            raise Closed("the server is shutting down" if self.closing else f"decoding has failed: {self.error}")
+            raise Closed("the server is shutting down" if self.closing else FAILED)
         pending = self.pending
         # A request that is alone is served, however many sequences it wants.
         if pending and pending + settings.n * len(prompts) > self.engine.max_rows + self.max_queue:
@@ -252,4 +257,5 @@ class Worker:
 
     def _die(self, error: BaseException) -> None:
         self.error = error
-        self._fail(Closed(f"decoding has failed: {type(error).__name__}: {error}"))
+        log.error("decoding has failed, and nothing more can be decoded", exc_info=error)
+        self._fail(Closed(FAILED))

@@ -9,6 +9,7 @@ import torch
 import gptstar
 from gptstar.errors import UserError
 from gptstar.pretrained.native import find_checkpoint, save_weights
+from gptstar.pretrained.stored import save_safetensors
 from gptstar.training.loop import train
 
 
@@ -47,6 +48,14 @@ def drop_layer(path: Path) -> None:
     values = json.loads(path.read_text())
     values["model"]["n_layer"] = 1
     path.write_text(json.dumps(values))
+
+
+def test_who_may_read_the_folder_may_read_the_weights(tmp_path):
+    for mode, wanted in ((0o755, 0o644), (0o700, 0o600)):
+        folder = tmp_path / f"{mode:o}"
+        folder.mkdir(mode)
+        save_safetensors({"a": torch.zeros(3)}, folder / "model.safetensors")
+        assert (folder / "model.safetensors").stat().st_mode & 0o777 == wanted
 
 
 @pytest.mark.parametrize(

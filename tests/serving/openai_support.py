@@ -80,7 +80,7 @@ def live(
     model = model or tiny_gpt()
     given = ServerSettings(_env_file=None, model_name=NAME, page=False, **settings)
     models = Models(given)
-    models.default._read = lambda: Engine(model, tokenizer, rows, budget=budget)
+    models.default._read = lambda taken: Engine(model, tokenizer, rows, budget=budget)
     app = create_app(given, models)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None))
     thread = threading.Thread(target=server.run, daemon=True)

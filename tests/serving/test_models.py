@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import shutil
 import threading
 
@@ -7,11 +8,13 @@ import pytest
 from fastapi.testclient import TestClient
 
 from gptstar.errors import UserError
-from gptstar.model.describe import cache_bytes_per_token
+from gptstar.model.describe import cache_bytes_per_token, parameter_count
+from gptstar.pretrained.load import load, load_config
+from gptstar.pretrained.native import save_weights
 from gptstar.serving import models
 from gptstar.serving.app import create_app
 from gptstar.serving.models import Models, check_budget, held_bytes, rows_that_fit
-from support import tiny_model
+from gptstar.serving.names import resolve
 
 
 def test_loading_is_503_with_progress_and_then_200(settings, monkeypatch, wait_until):
@@ -60,14 +63,18 @@ def test_a_hub_name_that_is_not_in_the_cache_says_why(serve, monkeypatch, tmp_pa
     assert response["status"] == "failed" and "nobody/nothing-here" in response["models"][0]["error"]
 
 
-def test_a_failed_engine_is_seen(serve):
+def test_a_failed_engine_is_seen(serve, caplog):
     client = serve()
 
     def fail():
         raise RuntimeError("out of memory")
 
     client.app.state.models.default.worker.engine.step = fail
-    assert client.post("/", json={"text": {"plain": "a"}}).status_code == 503
+    response = client.post("/", json={"text": {"plain": "a"}})
+    assert response.status_code == 503 and "out of memory" not in response.text
+    assert "out of memory" in caplog.text and "out of memory" not in client.get("/health").text
+    assert 'gptstar_ready{model="tiny"} 0' in client.get("/metrics").text
+    assert client.app.state.models.hopeless
     assert client.get("/health").json()["status"] == "failed" and client.get("/health").status_code == 503
     assert client.post("/", json={"text": {"plain": "a"}}).status_code == 503
 
@@ -81,11 +88,34 @@ def test_two_models_are_told_apart(settings, folder, tmp_path):
         made.pick("third")
 
 
-def test_memory_that_does_not_do_is_refused_with_what_would():
-    config = tiny_model()
-    with pytest.raises(UserError, match=r"tiny takes .* GB in fp32, and MEMORY_BUDGET is"):
-        check_budget("tiny", config, None, 1000)
-    check_budget("tiny", config, None, 10**9)
+def test_memory_that_does_not_do_is_refused_with_what_would(folder, tmp_path, tokenizer):
+    source = resolve(str(folder))
+    n = parameter_count(load_config(folder))
+    with pytest.raises(UserError, match=r"tiny takes .* MB in fp32, and there are .* MB of MEMORY_BUDGET: DTYPE=bf16"):
+        check_budget(source, None, 3 * n)
+    with pytest.raises(UserError, match="no DTYPE makes it fit"):
+        check_budget(source, None, 1000)
+    check_budget(source, None, 4 * n)
+    half = tmp_path / "half"
+    half.mkdir()
+    save_weights(half, load(folder, dtype="fp16")[0], tokenizer, {})
+    check_budget(resolve(str(half)), None, 3 * n)  # as it was saved
+    with pytest.raises(UserError, match="in fp16"):
+        check_budget(resolve(str(half)), None, n)
+
+
+def test_a_budget_holds_for_all_models_together(settings, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "other")
+    weights = 4 * parameter_count(load_config(folder))
+    made = Models(settings(more_models=str(tmp_path / "other"), memory_budget=str(3 * weights), max_rows=1000))
+    asyncio.run(_load_and_close(made))
+    assert made.served["tiny"].held > 2 * weights  # all it can have
+    assert made.served["other"].state == "failed" and "MEMORY_BUDGET" in made.served["other"].error
+
+
+async def _load_and_close(made: Models) -> None:
+    await made.load()
+    made.close()
 
 
 def test_rows_are_as_many_as_memory_allows(client):
@@ -98,18 +128,31 @@ def test_rows_are_as_many_as_memory_allows(client):
     assert held_bytes(model) > 0
 
 
-def test_a_budget_below_the_weights_fails_before_they_are_read(serve, monkeypatch):
-    monkeypatch.setattr(models, "load", lambda *arguments: pytest.fail("the weights were read"))
-    client = serve(memory_budget="1k")
-    assert "MEMORY_BUDGET" in client.get("/health").json()["models"][0]["error"]
+@pytest.mark.parametrize(
+    ("changes", "words"), [({"memory_budget": "1k"}, "MEMORY_BUDGET"), ({"device": "x"}, "device=x")]
+)
+def test_what_cannot_be_is_told_before_anything_is_read(settings, changes, words):
+    with pytest.raises(UserError, match=words):
+        Models(settings(**changes))
+
+
+def test_what_went_wrong_is_in_the_log(serve, caplog, monkeypatch):
+    def broken(*_):
+        raise KeyError("a part")
+
+    monkeypatch.setattr(models, "load", broken)
+    with caplog.at_level("INFO"):
+        client = serve()
+    assert "tiny could not be loaded: KeyError" in caplog.text and "Traceback" in caplog.text
+    assert client.app.state.models.hopeless == "KeyError: 'a part'"
 
 
 def test_long_texts_are_cut_where_that_changes_nothing(client, tokenizer):
     served = client.app.state.models.default
     text = "abc def gh, ij. " * 5000
-    cut = served._end_of(text, 13)
+    cut = served.end_of(text, 13)
     assert len(cut) < 3000
     assert tokenizer.encode(cut)[-13:] == tokenizer.encode(text)[-13:]
-    assert served._end_of("abc", None) == served._end_of("abc", 13) == "abc"
+    assert served.end_of("abc", None) == served.end_of("abc", 13) == "abc"
     with pytest.raises(UserError, match="exceed the 128 tokens the model can read: shorten"):
-        served._end_of(text, None)
+        served.end_of(text, None)

@@ -174,6 +174,17 @@ def test_what_is_too_long_to_read(server, path, body, param):
     assert f"{CONTEXT} tokens" in said.message
 
 
+@pytest.mark.parametrize("path", ["completions", "chat/completions"])
+def test_a_long_text_is_refused_before_it_is_tokenised(server, path, monkeypatch):
+    tokenizer, seen = server.models.default.tokenizer, []
+    encode = tokenizer.encode
+    monkeypatch.setattr(tokenizer, "encode", lambda text: seen.append(text) or encode(text))
+    text = "xyz " * 100_000
+    body = {"messages": [{"role": "user", "content": text}]} if path.startswith("chat") else {"prompt": text}
+    more = {} if path.startswith("chat") else {"echo": True, "logprobs": 1, "max_tokens": 0}
+    assert failure(server.post(path, **body, **more)).code == "context_length_exceeded" and not seen
+
+
 def test_of_several_prompts_none_has_started_where_one_is_too_long(server):
     answer = server.post("completions", prompt=["a", "xyz " * 90], max_tokens=5)
     assert failure(answer).code == "context_length_exceeded"

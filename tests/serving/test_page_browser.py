@@ -288,10 +288,10 @@ def test_a_model_that_loads_shows_how_far_it_is_and_a_link_waits_for_it(models, 
         served = app.state.models.default
         read = served._read
 
-        def held():
+        def held(taken):
             served.progress = 0.4
             assert go_on.wait(60)
-            return read()
+            return read(taken)
 
         served._read = held
 

@@ -19,12 +19,18 @@ def test_both_addresses_answer_alike(client, path):
     assert answers[0]["sentences"] == client.post("/", json={"text": {"plain": "abc def"}}).json()["sentences"]
 
 
-def test_the_answer_has_these_fields_and_no_others(client, folder):
+def test_the_answer_has_these_fields_and_no_others(client):
     answer = client.post("/generate", json={"text": {"plain": "abc"}}).json()
     assert set(answer) == {"model", "s_elapsed", "sentences"}
-    assert answer["model"] == str(folder)
+    assert answer["model"] == "tiny"  # and not where it lies
     assert re.fullmatch(r"\d+\.\d\d", answer["s_elapsed"])
     assert [set(sentence) for sentence in answer["sentences"]] == [{"generated_text"}]
+
+
+def test_what_is_too_long_is_said_in_no_other_contracts_words(client):
+    answer = client.post("/", json={"text": {"plain": "abc def"}, "max_length": 2400})
+    assert answer.status_code == 422
+    assert "the model reads 128" in answer.json()["error"] and "max_new_tokens" not in answer.text
 
 
 def test_a_sentence_begins_with_the_prompt(client):

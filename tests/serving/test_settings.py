@@ -117,6 +117,10 @@ def door(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     ("arguments", "environment", "said"),
     [
+        ((), {"API_KEYS": ""}, "API_KEYS: holds no key"),
+        ((), {"API_KEYS": "$(openssl rand -hex 24)"}, "a shell's command is not run here"),
+        ((), {"MODEL_NAME": "tests/nothing"}, "MODEL_NAME=tests/nothing does not exist, though tests does"),
+        (("MODEL_NAME=tests", "DEVICE=banana"), {}, "device=banana cannot be used here"),
         ((), {"MODEL_NAME": "GPT-NEO-125M"}, "did you mean gpt-neo-125M?"),
         (("colour=red",), {}, "colour=red is not a setting"),
         ((), {"MODEL_NAME": "gpt2", "HOST": "203.0.113.1", "PORT": "80"}, "HOST=203.0.113.1 PORT=80"),
@@ -127,6 +131,15 @@ def test_the_door_says_one_line_and_ends_with_2(arguments, environment, said):
     assert ended.returncode == EXIT_BAD_INPUT
     assert said in ended.stderr
     assert len(ended.stderr.strip().splitlines()) == 1 and ended.stderr.startswith("error: ")
+
+
+def test_a_server_that_can_have_no_model_says_why_and_ends():
+    ended = door("MODEL_NAME=tests", "PORT=0")
+    assert ended.returncode == EXIT_BAD_INPUT
+    said = ended.stderr.strip().splitlines()
+    assert (
+        said[-1].startswith("error: ") and "tests" in said[-1] and any("could not be loaded" in line for line in said)
+    )
 
 
 def test_help_names_all_settings():

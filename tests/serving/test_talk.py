@@ -57,6 +57,12 @@ def test_limits_are_the_operators(serve, jobs):
     assert len(jobs[0].prompt.shown) <= 4 and jobs[0].n_written <= 4
 
 
+def test_a_limit_beyond_the_model_is_the_models(serve, jobs):
+    client = serve(max_new_tokens=4000)
+    assert client.get("/talk", params={"input": "abc def gh ij " * 9}).status_code == 200
+    assert jobs[0].settings.max_new_tokens == 128 - 13
+
+
 def test_the_prompt_is_not_in_the_output(client, tokenizer, jobs):
     output = client.get("/talk", params={"input": "abc def"}).json()["output"]
     assert output == tokenizer.decode(jobs[0].ended[0].tokens)

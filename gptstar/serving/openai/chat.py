@@ -26,7 +26,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 import gptstar
 from gptstar.serving.asked import Body, Text
 from gptstar.serving.openai.errors import Refused, refusals
-from gptstar.serving.openai.flow import Run, Usage, answer_in_pieces, answer_whole
+from gptstar.serving.openai.flow import Run, Usage, answer_in_pieces, answer_whole, refusing_what_is_too_long
 from gptstar.serving.openai.models import pick
 from gptstar.serving.openai.sampling import MOST_LOGPROBS, Sampling, Whole, one_of
 from gptstar.serving.openai.writing import Piece, Said, Spelling
@@ -189,9 +189,11 @@ async def chat(request: Request, wanted: ChatRequest) -> Response:
     server, tokenizer = served.settings, served.tokenizer
     if wanted.top_logprobs is not None and not wanted.logprobs:
         raise Refused(400, "top_logprobs without logprobs: set logprobs to true", "top_logprobs")
-    tokens = await asyncio.to_thread(tokenizer.encode, written_down(wanted.messages))
-    read = min(len(tokens), server.max_input_token_length or len(tokens))
     max_tokens, name = _max_tokens(wanted)
+    with refusing_what_is_too_long("messages"):
+        text = served.end_of(written_down(wanted.messages), server.max_input_token_length, max_tokens or 0)
+    tokens = await asyncio.to_thread(tokenizer.encode, text)
+    read = min(len(tokens), server.max_input_token_length or len(tokens))
     if max_tokens is None:
         room = served.worker.engine.capacity - read
         max_tokens = max(1, min(DEFAULT_TOKENS, server.max_new_tokens or DEFAULT_TOKENS, room))

@@ -17,7 +17,7 @@ from gptstar.data.tokenizer import Tokenizer
 from gptstar.serving.asked import Text
 from gptstar.serving.models import Served
 from gptstar.serving.openai.errors import Refused, refusals
-from gptstar.serving.openai.flow import Run, Usage, answer_in_pieces, answer_whole
+from gptstar.serving.openai.flow import Run, Usage, answer_in_pieces, answer_whole, refusing_what_is_too_long
 from gptstar.serving.openai.models import pick
 from gptstar.serving.openai.sampling import MOST_LOGPROBS, Sampling, Whole, one_of
 from gptstar.serving.openai.writing import Piece, Said, Spelling
@@ -121,7 +121,10 @@ async def completions(request: Request, wanted: CompletionRequest) -> Response:
     echo, tell_tokens = bool(wanted.echo), wanted.logprobs is not None
     prompts: Sequence[str | list[int]] = wanted.prompts
     if echo and tell_tokens:  # tokens are read as they are, while the end of a text may be taken back
-        prompts = await asyncio.to_thread(lambda: [p if isinstance(p, list) else tokenizer.encode(p) for p in prompts])
+        most = server.max_input_token_length
+        with refusing_what_is_too_long("prompt"):
+            texts = [p if isinstance(p, list) else served.end_of(p, most, max_tokens) for p in prompts]
+        prompts = await asyncio.to_thread(lambda: [p if isinstance(p, list) else tokenizer.encode(p) for p in texts])
     run = await Run.start(served, prompts, settings, "prompt", echo, tell_tokens)
     frame = _frame(served)
     spelling = Spelling(tokenizer) if tell_tokens else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -45,11 +44,6 @@ def problem(status: int, message: str, param: str | None = None, code: str | Non
     """A `Failure` as JSON has it."""
     kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
     return {"error": {"message": message, "type": kind, "param": param, "code": code or CODES.get(status)}}
-
-
-def refusal(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """For who refuses before there is a route, as a check of keys does."""
-    return JSONResponse(problem(status, message), status, headers)
 
 
 def refuse(error: Exception) -> JSONResponse:

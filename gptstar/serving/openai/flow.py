@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from typing import Any
 
 from fastapi import Request
@@ -36,6 +36,21 @@ class Usage(BaseModel):
     total_tokens: int
 
 
+@contextlib.contextmanager
+def refusing_what_is_too_long(param: str) -> Iterator[None]:
+    """As OpenAI's clients know it. param: the field that the prompt is in."""
+    try:
+        yield
+    except TooLong as error:
+        raise Refused(
+            400,
+            f"this model reads {error.longest} tokens at most: {error.n_prompt} are in the {param} and "
+            f"{error.asked} shall follow; shorten the {param} or lower max_tokens",
+            param,
+            "context_length_exceeded",
+        ) from None
+
+
 class Run:
     """A request that has been started. Sequence i of prompt p has the number p * n + i.
 
@@ -58,16 +73,8 @@ class Run:
     ) -> Run:
         """Refuses prompts that are too long, which are in the field `param`; raises what `Served.ask` does."""
         scored = settings.logprobs if echo and tell_tokens else None
-        try:
+        with refusing_what_is_too_long(param):
             jobs = await served.ask_all(prompts, settings, scored)
-        except TooLong as error:
-            raise Refused(
-                400,
-                f"this model reads {error.longest} tokens at most: {error.n_prompt} are in the {param} and "
-                f"{error.asked} shall follow; shorten the {param} or lower max_tokens",
-                param,
-                "context_length_exceeded",
-            ) from None
         run = cls(jobs, [], served.settings.request_timeout)
         tokenizer, spelling = served.tokenizer, Spelling(served.tokenizer)
         try:  # in a thread, for prompts may be long
