@@ -27,6 +27,7 @@ from gptstar.fast_linear import fast_linear
 from gptstar.generation.draft import Draft
 from gptstar.model.cache import KeyValueCache
 from gptstar.model.transformer import GPT
+from gptstar.row_attention import RowAttention
 
 # Tokens of a prompt that are read at a time: what a layer makes of them takes memory, and more are hardly faster.
 PIECE, GPU_PIECE = 128, 512
@@ -51,6 +52,7 @@ class Decoder:
 
     def __init__(self, model: GPT, compiled: bool = False, draft: Draft | None = None) -> None:
         self.model, self.compiled, self.draft = model, compiled, draft
+        model.row_attention = RowAttention
         self._step = _compiled(model) if compiled else _step_of(model)
         self.recorded = model.device.type == "cuda"
         self._pool: Any = None

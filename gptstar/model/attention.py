@@ -37,13 +37,17 @@ class Sight:
     first_value: list[Tensor] = field(default_factory=list)
 
 
-def make_sight(view: View, choice: str = "auto") -> Sight:
-    """choice: the kernel, or auto (`pick_kernel`, which also says what it raises)."""
+def make_sight(view: View, choice: str = "auto", for_rows: type[Kernel] | None = None) -> Sight:
+    """choice: the kernel, or auto (`pick_kernel`, which also says what it raises).
+
+    for_rows: the kernel for one more token of each row, where it can be used.
+    """
     slot, padding_B = view.slot, view.padding_B
     position = slot if padding_B is None else (slot - padding_B[:, None]).clamp(min=0)
-    kernel = KERNELS[pick_kernel(view.case, choice)](view)
+    rows = view.case.rows and for_rows is not None and for_rows.obstacle(view.case) is None
+    kernel = for_rows if rows and for_rows is not None else KERNELS[pick_kernel(view.case, choice)]
     turning = view.case.scheme.turning(position, view.dtype)
-    return Sight(kernel, turning, position, slot, view.case.n_key, padding_B)
+    return Sight(kernel(view), turning, position, slot, view.case.n_key, padding_B)
 
 
 def key_value_cache(config: ModelConfig) -> dict[str, tuple[int, int]]:

@@ -7,7 +7,6 @@ from gptstar.model.flex import FlexAttention, FlexFlashAttention
 from gptstar.model.folded import FoldedAttention
 from gptstar.model.kernels import Case, DenseAttention, Kernel, SDPAttention
 from gptstar.model.positions import SCHEMES
-from gptstar.model.row_attention import RowAttention
 
 KERNELS: dict[str, type[Kernel]] = {
     "dense": DenseAttention,
@@ -15,7 +14,6 @@ KERNELS: dict[str, type[Kernel]] = {
     "folded": FoldedAttention,
     "flex": FlexAttention,
     "flex_flash": FlexFlashAttention,
-    "rows": RowAttention,
 }
 
 
@@ -28,7 +26,6 @@ def pick_kernel(case: Case, choice: str = "auto") -> str:
       is the only one that leaves SDPA its fastest kernels.
     - Other masks or a soft-cap there, in training or compiled: flex, which skips hidden blocks and makes no dense bias.
       It is compiled for a shape, so uncompiled evaluation of many lengths does without.
-    - One more token of each row on a CPU: rows, which reads no more of a row than it has.
     - All else: SDPA, and dense where a soft-cap rules it out. On a CPU SDPA is the only fused kernel that also has a
       backward pass with a bias. Slopes in training are of these: flex sums their gradient by atomic additions of every
       score to one number a head.
@@ -48,8 +45,6 @@ def pick_kernel(case: Case, choice: str = "auto") -> str:
         masked = case.window or case.documents or case.config.score_softcap
         if masked and (case.gradients or case.compiled) and FlexAttention.obstacle(case) is None:
             return "flex"
-    if case.rows and RowAttention.obstacle(case) is None:
-        return "rows"
     return "dense" if case.config.score_softcap else "sdpa"
 
 

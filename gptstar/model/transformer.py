@@ -14,7 +14,7 @@ from gptstar.model.cache import KeyValueCache, RowsCache
 from gptstar.model.choices import BLOCKS, attends_only, check_choices, longest
 from gptstar.model.config import ModelConfig
 from gptstar.model.initialization import initialize
-from gptstar.model.kernels import Case, View
+from gptstar.model.kernels import Case, Kernel, View
 from gptstar.model.loss import linear_cross_entropy, softcapped
 from gptstar.model.mix import Mix
 from gptstar.model.norms import build_norm
@@ -43,6 +43,7 @@ class GPT(nn.Module):
         self.head = None if config.tie_head else TokenTable(rows, config.d_model)
         self.head_bias = nn.Parameter(torch.empty(rows)) if config.head_bias else None
         self.attention_kernel = "auto"  # or the name of one (`kernel_choice.py`), for sequences read without a cache
+        self.row_attention: type[Kernel] | None = None  # for one more token of each row; decoding puts one here
         self.recomputed = 0  # so many layers, from the first, keep no activations for the backward pass
         self.register_load_state_dict_pre_hook(load_fused_parts)
         initialize(self, config)
@@ -191,7 +192,7 @@ class GPT(nn.Module):
                 )
                 first = 0 if cache is None else cache.first(window)
                 view = View(case, slot, dtype, first, padding_B, document_BT)
-                made[scheme, window] = make_sight(view, self.attention_kernel)
+                made[scheme, window] = make_sight(view, self.attention_kernel, self.row_attention)
         return [made[key] for key in keys]
 
     def _schemes(self) -> dict[str, NoPosition]:

@@ -127,7 +127,7 @@ def test_a_failed_export_leaves_nothing_and_can_be_repeated(tmp_path, monkeypatc
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(transformers_folder, "save_file", full)
+        patch.setattr(transformers_folder, "save_safetensors", full)
         with pytest.raises(UserError, match=r"star cannot be written: No space left"):
             gptstar.export(make(), TOKENIZER, tmp_path / "new" / "star")
     assert list((tmp_path / "new").iterdir()) == []

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptstar.configuration import preset
-from gptstar.model import kernel_choice
+from gptstar.generation.decoding import Decoder
 from gptstar.model.kernels import Case, DenseAttention, View
 from gptstar.model.positions import SCHEMES
-from gptstar.model.row_attention import RowAttention, available
 from gptstar.model.transformer import GPT
+from gptstar.row_attention import RowAttention, available
 
 pytestmark = pytest.mark.skipif(not available(), reason="no C++ compiler")
 
@@ -91,7 +91,7 @@ def test_rows_are_decoded_through_it(model, monkeypatch):
     cache.n_active = 3
     token_B = torch.tensor([1, 2, 3])
     assert not chosen
-    together = gpt(token_B[:, None], cache=cache)[:, -1]
-    assert len(chosen) == 2 and kernel_choice.KERNELS["rows"] is RowAttention
+    together = Decoder(gpt)(token_B, cache)
+    assert len(chosen) == 2
     alone = [gpt(torch.cat((p, t.view(1, 1)), 1))[:, -1] for p, t in zip(prompts, token_B, strict=True)]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-4)
