@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -90,7 +91,7 @@ class Disk:
 
     def start(self, extent: Extent, buffer: Tensor) -> list[Future[None]]:
         """Begins to read an extent into a buffer; all of it is there once the futures are done (`finish`)."""
-        memory = memoryview(buffer.numpy())
+        memory = memoryview(cast(Any, buffer.numpy()))
         futures = []
         for span in extent.spans:
             for skip in range(0, span.length, CHUNK):

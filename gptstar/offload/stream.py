@@ -1,9 +1,9 @@
 """Layers of a model that come from disk while it runs.
 
 A pass needs the layers in order, and the next pass the same again. So one thread goes round and round: it has the next
-layers' bytes read ahead into a ring of buffers, and turns each layer's bytes into the weights of a block that waits to be
-used. Reading never stops between passes: after the last layer comes the first. Some layers' bytes stay in memory, always
-the same ones: with a cyclic order any rule that drops what was used longest ago would drop what is needed next.
+layers' bytes read ahead into a ring of buffers, and turns each layer's bytes into the weights of a block that waits to
+be used. Reading never stops between passes: after the last layer comes the first. Some layers' bytes stay in memory,
+always the same ones: in a cyclic order, whatever drops what was used longest ago drops what is needed next.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Layers:
         self._seen.add(layer)
         for module in block.modules():
             if hasattr(module, "layer"):
-                module.layer = layer  # where its keys and values go in a cache
+                module.layer = layer  # type: ignore[assignment]  # where its keys and values go in a cache
 
 
 class StreamedBlock(nn.Module):
