@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -18,9 +19,13 @@ from gptstar.model.config import ModelConfig
 from gptstar.model.projections import TokenTable
 from gptstar.model.transformer import GPT
 from gptstar.offload.layers import OnDisk, find_layers
-from gptstar.offload.plan import BUFFERS, Plan, make_plan
+from gptstar.offload.plan import BUFFERS, Plan, make_plan, whole_bytes
 from gptstar.offload.reading import Disk, Extent, new_buffer
 from gptstar.offload.stream import SLOTS, Layers, StreamedBlock
+from gptstar.pretrained.empty import pick_dtype
+from gptstar.pretrained.load import load
+from gptstar.quantization.quantize import KINDS
+from gptstar.sizes import parse_bytes, say_bytes
 
 ROWS = 1 << 12  # rows of a table that are turned into computed numbers at a time
 
@@ -57,15 +62,53 @@ class StoredTable(TokenTable):
         return scores if bias is None else scores + bias
 
 
+def load_within(
+    source: str | Path,
+    device: torch.device,
+    dtype: str,
+    memory_budget: str,
+    n_token: Callable[[Tokenizer], int],
+    say: Callable[[str], object],
+) -> tuple[GPT, Tokenizer]:
+    """What `gptstar.load` gives, within so much memory for the whole process: whole where that fits, else layers stay
+    on disk.
+
+    n_token: tokens of all sequences that are to be read and written. say: is told the plan before anything is read.
+    Raises UserError as `load_under_budget` does, and for what cannot be had under a budget.
+    """
+    try:
+        budget = parse_bytes(memory_budget)
+    except UserError as error:
+        raise UserError(f"memory_budget={memory_budget} {error}") from None
+    if device.type != "cpu":
+        raise UserError(f"memory_budget={memory_budget} is kept on a CPU only so far: add device=cpu")
+    if dtype in KINDS:
+        raise UserError(f"dtype={dtype} under a memory_budget is not possible yet: leave one of them out")
+    found = find_layers(source)
+    kept = pick_dtype(dtype)
+    computed = kept if isinstance(kept, torch.dtype) else torch.float32
+    needed = whole_bytes(found, computed, n_token(found.tokenizer))
+    if needed <= budget:
+        say(f"memory_budget={say_bytes(budget)}: all of it fits, {say_bytes(needed)}")
+        return load(source, device, computed)
+    made = load_under_budget(source, budget, computed, n_token(found.tokenizer), say=say)
+    return made.model, made.tokenizer
+
+
 @torch.inference_mode(False)  # another thread writes into the blocks
 def load_under_budget(
-    source: str | Path, budget: int, dtype: torch.dtype = torch.float32, n_token: int = 512, direct: bool = True
+    source: str | Path,
+    budget: int,
+    dtype: torch.dtype = torch.float32,
+    n_token: int = 512,
+    direct: bool = True,
+    say: Callable[[str], object] = lambda plan: None,
 ) -> Offloaded:
     """A model of which as many layers stay in memory as `budget` bytes allow, on the CPU, in evaluation mode.
 
     source: as `gptstar.load` takes it. dtype: what is computed in, whatever the weights are stored in; in it the
     numbers are those of the model loaded whole. n_token: tokens of all sequences that its cache is to hold.
-    direct: disk reads go past the system's page cache.
+    direct: disk reads go past the system's page cache. say: is told the plan before weights are read.
     Raises UserError for what cannot be read, and for a budget that is too small for a layer at a time.
     """
     found = find_layers(source)
@@ -73,6 +116,7 @@ def load_under_budget(
     disk = Disk(direct)
     try:
         plan = make_plan(found, dtype, budget, n_token, disk)
+        say(str(plan))
         with torch.device("meta"):
             model = GPT(found.config)
             blocks = [BLOCKS[found.config.block](found.config, 0) for _ in range(SLOTS)]

@@ -25,6 +25,7 @@ from gptstar.model.describe import cache_bytes_per_token
 from gptstar.offload.layers import OnDisk, Piece
 from gptstar.offload.reading import Disk, Extent, new_buffer
 from gptstar.offload.stream import SLOTS
+from gptstar.sizes import say_bytes
 
 BUFFERS = 2
 SLACK = 192 * 2**20  # bytes for what libraries and threads take beside
@@ -66,12 +67,20 @@ class Plan:
     def __str__(self) -> str:
         on_disk = self.n_layer - len(self.resident)
         slower = "the disk" if self.disk_seconds > self.memory_seconds else "processor and memory"
-        disk = f", {_gib(self.from_disk)} of it from disk at {_gib(self.disk_speed)}/s" if on_disk else ""
+        disk = f", {say_bytes(self.from_disk)} of it from disk at {say_bytes(self.disk_speed)}/s" if on_disk else ""
         return (
-            f"memory_budget={_gib(self.budget)}: {_gib(self.held)} in use; of {self.n_layer} layers "
+            f"memory_budget={say_bytes(self.budget)}: {say_bytes(self.held)} in use; of {self.n_layer} layers "
             f"{len(self.resident)} stay in memory and {on_disk} on disk\n"
-            f"a pass reads {_gib(self.from_memory)}{disk}: about {self.seconds:.2g} s, limited by {slower}"
+            f"a pass reads {say_bytes(self.from_memory)}{disk}: about {self.seconds:.2g} s, limited by {slower}"
         )
+
+
+def whole_bytes(found: OnDisk, dtype: torch.dtype, n_token: int) -> int:
+    """What a process takes that loads all of it, in what is computed in."""
+    numbers = [sum(map(_numbers, pieces)) for pieces in (found.outside, *found.layers)]
+    tokens = n_token * cache_bytes_per_token(found.config, dtype.itemsize)
+    largest = max(place.n_byte for pieces in (found.outside, *found.layers) for p in pieces for place in p.places)
+    return memory_in_use() + sum(numbers) * dtype.itemsize + largest + tokens + SLACK
 
 
 def make_plan(found: OnDisk, dtype: torch.dtype, budget: int, n_token: int, disk: Disk) -> Plan:
@@ -89,9 +98,10 @@ def make_plan(found: OnDisk, dtype: torch.dtype, budget: int, n_token: int, disk
     else:
         n_kept = math.floor((budget - fixed - ring) / max(stored))
         if n_kept < 0:
+            least = f"{say_bytes(fixed + ring)} is the least for {n_token} tokens"
             raise UserError(
-                f"memory_budget={_gib(budget)} is too small for a layer at a time: {_gib(fixed + ring)} is the least "
-                f"for {n_token} tokens; raise it, or ask for fewer tokens"
+                f"memory_budget={say_bytes(budget)} is too small for a layer at a time: {least}; "
+                "raise it, or ask for fewer tokens"
             )
         resident = spread(n_kept, len(stored))
     streamed = [n for n in range(len(stored)) if n not in resident]
@@ -150,7 +160,3 @@ def memory_in_use() -> int:
 
 def _numbers(piece: Piece) -> int:
     return sum(math.prod(place.shape) for place in piece.places)
-
-
-def _gib(n_byte: float) -> str:
-    return f"{n_byte / 2**30:.2f} GiB" if n_byte >= 2**27 else f"{n_byte / 2**20:.3g} MiB"
