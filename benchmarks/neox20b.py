@@ -155,7 +155,8 @@ def measure(options: argparse.Namespace) -> dict:
     root.mkdir(parents=True, exist_ok=True)
     heads = max(2, options.width // 96 // 2 * 2)
     a_layer = 24 * options.width**2
-    room = shutil.disk_usage(root).free - ROOM - options.peer_layers * a_layer
+    there = sum(file.stat().st_size for file in root.glob("slim/*/*.pt"))
+    room = shutil.disk_usage(root).free + there - ROOM - options.peer_layers * a_layer
     n_layer = max(1, min(options.layers, int((room - 4 * VOCABULARY * options.width) // a_layer)))
     if n_layer < options.layers:
         print(f"the disk has room for {n_layer} of {options.layers} layers: a token of all is scaled from those")

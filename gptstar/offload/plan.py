@@ -5,6 +5,7 @@ Bytes of memory while a model with layers on disk runs:
     the process as it is            measured
     outside                         embeddings, head and final norm, as they are stored; norms in what is computed in
     blocks                          SLOTS layers in what is computed in
+    merging                         the largest tensor of a layer as it is stored: halves that are put together
     buffers                         BUFFERS layers as they are stored, where any is read from disk
     kept                            the layers that stay, as they are stored
     cache and activations           by the number of tokens that are asked for
@@ -90,7 +91,8 @@ def make_plan(found: OnDisk, dtype: torch.dtype, budget: int, n_token: int, disk
     outside = sum(place.n_byte for piece in found.outside for place in piece.places)
     tokens = n_token * cache_bytes_per_token(found.config, dtype.itemsize)
     logits = 4 * found.config.vocab_size * dtype.itemsize
-    fixed = memory_in_use() + outside + SLOTS * computed + tokens + logits + SLACK
+    merged = max(sum(place.n_byte for place in piece.places) for layer in found.layers for piece in layer)
+    fixed = memory_in_use() + outside + SLOTS * computed + merged + tokens + logits + SLACK
     ring = BUFFERS * max(stored)
     if fixed + sum(stored) <= budget:
         resident = tuple(range(len(stored)))
