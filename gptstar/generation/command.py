@@ -49,6 +49,8 @@ class SampleConfig(SamplingSettings):
                  rounding may decide otherwise between two tokens that are nearly as likely
     n_draft      tokens guessed at a time, at most
     compile      takes a while at the start, and then less time a token
+    memory_budget  what the process may take in all, as in 16GiB; what does not fit stays on disk and is read for each
+                 token. On a CPU; the plan goes to stderr
     """
 
     checkpoint: str = "???"  # must be given
@@ -62,6 +64,7 @@ class SampleConfig(SamplingSettings):
     draft: str | None = None
     n_draft: int = 6
     compile: bool = False
+    memory_budget: str | None = None
     max_new_tokens: int = 200
     temperature: float = 0.8
     top_p: float | None = 0.95
@@ -153,6 +156,8 @@ def _check_sources(config: SampleConfig) -> None:
         raise UserError(f"{' and '.join(given)} are given: one of them is enough")
     if config.draft is not None and (config.interactive or config.prompts is not None):
         raise UserError("draft speeds up a single sample: leave it out with prompts and interactive")
+    if config.memory_budget is not None and (config.compile or config.prompts is not None or config.interactive):
+        raise UserError("memory_budget is for a single sample so far: leave compile, prompts and interactive out")
     if config.n_draft < 1:
         raise UserError(f"n_draft={config.n_draft} must be at least 1")
     if config.interactive and config.prompt_file == "-":
@@ -194,7 +199,19 @@ def _read(name: str) -> str:
 
 def _load(config: SampleConfig) -> tuple[GPT, Tokenizer, Decoder]:
     device = pick_device(config.device)
-    model, tokenizer = load(config.checkpoint, device, config.dtype)
+    if config.memory_budget is None:
+        model, tokenizer = load(config.checkpoint, device, config.dtype)
+    else:
+        from gptstar.offload.load import load_within
+
+        model, tokenizer = load_within(
+            config.checkpoint,
+            device,
+            config.dtype,
+            config.memory_budget,
+            lambda tokenizer: config.n * (len(tokenizer.encode(config.prompt or "")) + config.max_new_tokens + 1),
+            lambda plan: print(plan, file=sys.stderr),
+        )
     return model, tokenizer, Decoder(model, config.compile, _draft(config, tokenizer, device))
 
 

@@ -41,19 +41,19 @@ def load(
     Raises UserError for what is none of these or damaged, and for an unknown dtype.
     """
     kept = pick_dtype(dtype)
-    layout, path = _find(source)
+    layout, path = find_layout(source)
     return layout.load(path, device, kept)
 
 
 def load_config(source: str | Path) -> ModelConfig:
     """The configuration of what `load` would load, without reading the weights."""
-    layout, path = _find(source)
+    layout, path = find_layout(source)
     return layout.config(path)
 
 
 def saved_dtype(source: str | Path) -> torch.dtype:
     """What `load` would keep weights in without a dtype, told without reading them; fp32 where files do not say."""
-    layout, path = _find(source)
+    layout, path = find_layout(source)
     if layout is NEOX_SLIM:
         return torch.float16
     folder = find_checkpoint(path) if layout is NATIVE else path
@@ -75,7 +75,8 @@ LLAMA2C = Layout(llama2c_config, load_llama2c)
 NEOX_SLIM = Layout(neox_slim_config, load_neox_slim)
 
 
-def _find(source: str | Path) -> tuple[Layout, Path]:
+def find_layout(source: str | Path) -> tuple[Layout, Path]:
+    """How a model is kept, and where; a hub name is fetched first."""
     path = Path(source).expanduser()
     if is_star_archive(path):
         return STAR_ARCHIVE, path

@@ -69,12 +69,18 @@ def load_native(source: str | Path, device: torch.device | str = "cpu", dtype: D
     """
     folder = find_checkpoint(source)
     config = read_config(folder)
-    eot_token = read_json(folder).get("eot_token")
-    if not isinstance(eot_token, str):
-        raise UserError(f"{folder / 'config.json'} names no eot_token: the checkpoint is damaged, use another one")
+    end = eot_token(folder)
     model = empty_model(config, device, dtype, _stored_dtype(folder))
     load_weights(folder, model)
-    return model.eval(), load_tokenizer(str(folder / "tokenizer.json"), eot_token)
+    return model.eval(), load_tokenizer(str(folder / "tokenizer.json"), end)
+
+
+def eot_token(folder: Path) -> str:
+    """The text of the token that ends one."""
+    token = read_json(folder).get("eot_token")
+    if not isinstance(token, str):
+        raise UserError(f"{folder / 'config.json'} names no eot_token: the checkpoint is damaged, use another one")
+    return token
 
 
 def load_weights(folder: Path, model: GPT) -> None:

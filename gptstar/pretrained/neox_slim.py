@@ -76,14 +76,10 @@ def load_neox_slim(path: Path, device: torch.device | str = "cpu", dtype: Dtype 
     Raises UserError that lists missing, unreadable and unknown files; then missing, unknown and mis-shaped tensors;
     then, while reading the weights, tensors that are not finite and norms of which the halves differ.
     """
-    folder = _shard_folder(path)
-    tokenizer = _load_tokenizer(path, folder)
+    folder = shard_folder(path)
+    tokenizer = tokenizer_of(path, folder)
     try:
-        shards = _open_shards(folder)
-        config = infer_config(shards)
-        plan = _plan(config)
-        with torch.device("meta"):
-            _check_tensors(shards, plan, GPT(config).state_dict())
+        shards, config, plan = examine(folder)
         model = empty_model(config, device, dtype, shards[0, 0]["word_embeddings.weight"].dtype)
         _fill(model.state_dict(), shards, plan)
     except UserError as error:
@@ -91,9 +87,19 @@ def load_neox_slim(path: Path, device: torch.device | str = "cpu", dtype: Dtype 
     return model.eval(), tokenizer
 
 
+def examine(folder: Path) -> tuple[Shards, ModelConfig, Plan]:
+    """The files of a global_step folder, opened, and what they are, names and shapes checked; raises UserError."""
+    shards = _open_shards(folder)
+    config = infer_config(shards)
+    plan = _plan(config)
+    with torch.device("meta"):
+        _check_tensors(shards, plan, GPT(config).state_dict())
+    return shards, config, plan
+
+
 def neox_slim_config(path: Path) -> ModelConfig:
     """The shape of the model in such a folder."""
-    return infer_config(_open_shards(_shard_folder(path)))
+    return infer_config(_open_shards(shard_folder(path)))
 
 
 def infer_config(shards: Shards) -> ModelConfig:
@@ -134,20 +140,23 @@ def _shard_folders(path: Path) -> list[Path]:
     return [f for f in (path, *sorted(path.glob("global_step*"))) if any(f.glob(FILES))]
 
 
-def _shard_folder(path: Path) -> Path:
+def shard_folder(path: Path) -> Path:
+    """The global_step folder. Raises UserError where there is none, or several."""
     folders = _shard_folders(path)
     if not folders:
-        raise UserError(f"{path}: no global_step*/ with files like {_file(0, 0)} in that folder: is it all there?")
+        raise UserError(f"{path}: no global_step*/ with files like {file_name(0, 0)} in that folder: is it all there?")
     if len(folders) > 1:
         raise UserError(f"{path} holds several models: name one of {', '.join(map(str, folders))}")
     return folders[0]
 
 
-def _file(number: int, half: int) -> str:
+def file_name(number: int, half: int) -> str:
+    """Of a half of XX."""
     return f"layer_{number:02d}-model_{half:02d}-model_states.pt"
 
 
-def _load_tokenizer(path: Path, folder: Path) -> Tokenizer:
+def tokenizer_of(path: Path, folder: Path) -> Tokenizer:
+    """That of the folder above, or of the one named."""
     for place in (path, folder, folder.absolute().parent):
         if (place / TOKENIZER).is_file():
             return load_tokenizer(str(place / TOKENIZER), NEOX.eot_token)
@@ -160,7 +169,7 @@ def _open_shards(folder: Path) -> Shards:
     unreadable, unknown = [], []
     for file in sorted(folder.glob(FILES)):
         numbers = re.fullmatch(r"layer_(\d+)-model_(\d+)-model_states\.pt", file.name)
-        if not numbers or file.name != _file(int(numbers[1]), int(numbers[2])):
+        if not numbers or file.name != file_name(int(numbers[1]), int(numbers[2])):
             unknown.append(file.name)
             continue
         try:
@@ -169,15 +178,20 @@ def _open_shards(folder: Path) -> Shards:
             shards[int(numbers[1]), int(numbers[2])] = {}
             unreadable.append(str(error))
     n_layer = _count_layers(shards)
-    wanted = {(number, half) for number in (0, *range(2, n_layer + 2), n_layer + 3, n_layer + 4) for half in (0, 1)}
+    wanted = set(keys_of(n_layer))
     _refuse(
         {
-            "missing files": [_file(*key) for key in sorted(wanted - shards.keys())],
+            "missing files": [file_name(*key) for key in sorted(wanted - shards.keys())],
             "unreadable files": unreadable,
-            "unknown files": unknown + [_file(*key) for key in sorted(shards.keys() - wanted)],
+            "unknown files": unknown + [file_name(*key) for key in sorted(shards.keys() - wanted)],
         }
     )
     return shards
+
+
+def keys_of(n_layer: int) -> list[tuple[int, int]]:
+    """(XX, half) of all files of a model of so many layers."""
+    return [(number, half) for number in (0, *range(2, n_layer + 2), n_layer + 3, n_layer + 4) for half in (0, 1)]
 
 
 def _count_layers(shards: Shards) -> int:
@@ -215,7 +229,7 @@ def _check_tensors(shards: Shards, plan: Plan, targets: dict[str, Tensor]) -> No
     """By names and shapes alone. `targets`: our state dict."""
     missing, unknown, misshapen = [], [], []
     for (number, half), tensors in shards.items():
-        place = f"in {_file(number, half)}"
+        place = f"in {file_name(number, half)}"
         entries = plan[number]
         missing += [f"{name} {place}" for name in entries if name not in tensors]
         unknown += [f"{name} {place}" for name in tensors if name not in entries and name != INV_FREQ]
@@ -234,18 +248,33 @@ def _fill(targets: dict[str, Tensor], shards: Shards, plan: Plan) -> None:
         halves = [shards.pop((number, half)) for half in (0, 1)]
         for name, entry in entries.items():
             parts = [half[name] for half in halves]
-            broken += [f"{name} in {_file(number, half)}" for half in (0, 1) if not all_finite(parts[half])]
-            if name not in ALONG:
-                exact = torch.promote_types(parts[0].dtype, torch.float32)
-                total = parts[0].to(exact) + parts[1].to(exact)
-                if name not in SUMMED:
-                    if (parts[0] - total / 2).norm() > MOST_APART / 2 * (total / 2).norm():
-                        apart.append(f"{name} in {_file(number, 0)} and {_file(number, 1)}")
-                    total = total / 2
-                parts = [total]
-            for ours, pieces in zip(entry.ours, zip(*map(entry.split, parts), strict=True), strict=True):
-                targets[ours].copy_(pieces[0] if len(pieces) == 1 else torch.cat(pieces, ALONG[name]))
+            broken += [f"{name} in {file_name(number, half)}" for half in (0, 1) if not all_finite(parts[half])]
+            if are_apart(name, parts):
+                apart.append(f"{name} in {file_name(number, 0)} and {file_name(number, 1)}")
+            for ours, part in zip(entry.ours, merged(name, entry, parts), strict=True):
+                targets[ours].copy_(part)
     _refuse({"not finite tensors": broken, "norms that differ between the halves": apart})
+
+
+def are_apart(name: str, halves: list[Tensor]) -> bool:
+    """Whether halves that should be equal are not."""
+    if name in ALONG or name in SUMMED:
+        return False
+    mean = _total(halves) / 2
+    return bool((halves[0] - mean).norm() > MOST_APART / 2 * mean.norm())
+
+
+def merged(name: str, entry: Entry, halves: list[Tensor]) -> list[Tensor]:
+    """Ours, from both halves of a tensor of theirs."""
+    if name in ALONG:
+        return [torch.cat(pieces, ALONG[name]) for pieces in zip(*map(entry.split, halves), strict=True)]
+    total = _total(halves)
+    return list(entry.split(total if name in SUMMED else total / 2))
+
+
+def _total(halves: list[Tensor]) -> Tensor:
+    exact = torch.promote_types(halves[0].dtype, torch.float32)
+    return halves[0].to(exact) + halves[1].to(exact)
 
 
 def _part(name: str, target: Tensor, half: int) -> Tensor:

@@ -39,22 +39,28 @@ def load_transformers_folder(
 
     Raises UserError for what cannot be read or does not fit. No code in the folder is run.
     """
-    family, shape = _read_config(folder)
+    family, shape = read_family(folder)
     try:
         weights = _open_weights(folder)
         model = empty_model(shape, device, dtype, family.dtype(weights, shape))
         family.fill(model, weights)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
-    return model.eval(), load_tokenizer(str(folder), _eot_token(folder) or family.eot_token)
+    return model.eval(), tokenizer_of(folder, family)
+
+
+def tokenizer_of(folder: Path, family: Family) -> Tokenizer:
+    """The folder's."""
+    return load_tokenizer(str(folder), _eot_token(folder) or family.eot_token)
 
 
 def transformers_config(folder: Path) -> ModelConfig:
     """The shape in config.json."""
-    return _read_config(folder)[1]
+    return read_family(folder)[1]
 
 
-def _read_config(folder: Path) -> tuple[Family, ModelConfig]:
+def read_family(folder: Path) -> tuple[Family, ModelConfig]:
+    """What config.json says: whose layout, and the shape."""
     config = json.loads((folder / "config.json").read_text())
     family = FAMILIES.get(str(config.get("model_type")))
     if family is None:
@@ -158,15 +164,18 @@ def _eot_token(folder: Path) -> str | None:
 
 def _open_weights(folder: Path) -> Stored:
     for name, read in (("model.safetensors", open_safetensors), ("pytorch_model.bin", open_pickle)):
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            try:
-                files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"{index.name} is damaged: it has no weight_map") from error
-        elif (folder / name).is_file():
-            files = [name]
-        else:
-            continue
-        return {tensor: thunk for file in files for tensor, thunk in read(folder / file).items()}
+        files = files_of(folder, name)
+        if files:
+            return {tensor: thunk for file in files for tensor, thunk in read(folder / file).items()}
     raise UserError("no model.safetensors and no pytorch_model.bin")
+
+
+def files_of(folder: Path, name: str) -> list[str]:
+    """The file of this name, or the shards that its index names; none where there is neither."""
+    index = folder / f"{name}.index.json"
+    if not index.is_file():
+        return [name] if (folder / name).is_file() else []
+    try:
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index.name} is damaged: it has no weight_map") from error

@@ -12,12 +12,11 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gptstar.errors import UserError
+from gptstar.sizes import parse_bytes
 
 # SRVREST_MODEL's numbers
 BY_NUMBER = ("gpt2", "gpt-neo-125M", "gpt-neo-1.3B", "gpt-neo-2.7B", "gpt-j-6B")
 TALK_INPUT, TALK_NEW = 13, 11  # the demo's own limits, where none is set
-UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
-
 NO_KEY = "holds no key, and without keys everybody may ask: leave it out where that is meant"
 
 Texts = Annotated[list[str], NoDecode]  # separated by commas, not JSON
@@ -99,10 +98,10 @@ class ServerSettings(BaseSettings):
     @field_validator("memory_budget", mode="before")
     @classmethod
     def _bytes(cls, value: Any) -> Any:
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?|)b?\s*", value.lower()) if isinstance(value, str) else None
-        if isinstance(value, str) and not found:
-            raise ValueError("must be a number of bytes, as in 20G or 16Gi")
-        return int(float(found[1]) * UNITS[found[2]]) if found else value
+        try:
+            return parse_bytes(value) if isinstance(value, str) else value
+        except UserError as error:
+            raise ValueError(str(error)) from None
 
     @model_validator(mode="after")
     def _older_names(self) -> ServerSettings:

@@ -1,0 +1,22 @@
+"""Amounts of memory as people write them."""
+
+from __future__ import annotations
+
+import re
+
+from gptstar.errors import UserError
+
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def parse_bytes(text: str) -> int:
+    """20G, 16GiB or a plain number of bytes. Raises UserError for anything else."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?\s*", text.lower())
+    if not found:
+        raise UserError("must be a number of bytes, as in 20G or 16GiB")
+    return int(float(found[1]) * UNITS[found[2]])
+
+
+def say_bytes(n_byte: float) -> str:
+    """In GiB, or in MiB where that is little."""
+    return f"{n_byte / 2**30:.2f} GiB" if n_byte >= 2**27 else f"{n_byte / 2**20:.3g} MiB"
