@@ -116,8 +116,14 @@ def _slim(path: Path) -> OnDisk:
     for number, entries in plan.items():
         for name, entry in entries.items():
             halves = tuple(places[number, half][name] for half in (0, 1))
-            pieces.append(Piece(name, halves, entry.ours, partial(neox_slim.merged, name, entry)))
+            pieces.append(Piece(name, halves, entry.ours, partial(_put_together, name, entry)))
     return _sorted(config, tokenizer, pieces)
+
+
+def _put_together(name: str, entry: Entry, halves: list[Tensor]) -> Iterable[Tensor]:
+    if neox_slim.are_apart(name, halves):
+        raise UserError(f"norms that differ between the halves: {name}: the files are not of one model")
+    return neox_slim.merged(name, entry, halves)
 
 
 def _paired(config: ModelConfig, entries: list[Entry], places: dict[str, Place], ignored: tuple = ()) -> list[Piece]:

@@ -42,8 +42,7 @@ class Offloaded:
 
     def close(self) -> None:
         """The model cannot be used any more."""
-        self.layers.close()
-        self.disk.close()
+        _end(self.layers, self.disk)
 
 
 class StoredTable(TokenTable):

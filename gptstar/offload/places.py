@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from gptstar.errors import UserError
-
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+from gptstar.pretrained.stored import SAFE_DTYPES as DTYPES
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from gptstar.errors import UserError
 
 Stored = dict[str, Callable[[], Tensor]]  # {name: reads the tensor}
-SAFE_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+SAFE_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 BLOCK = 2**22  # numbers that are read at a time where a whole tensor is too much
 
 

@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 import torch
 
 from gptstar.data.tokenizer import Tokenizer
-from gptstar.device import free_memory, pick_device
+from gptstar.device import DTYPES, free_memory, pick_device
 from gptstar.errors import UserError
 from gptstar.generation.continuation import TooLong
 from gptstar.generation.decoding import Decoder
@@ -31,8 +31,6 @@ from gptstar.serving.worker import FAILED, Job, Worker
 BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.1, "int4": 0.65}  # a weight, scales included
 CUT_SLACK = 64  # tokens: where a text is cut the first ones may differ from those of the whole
 SHARE_FOR_CACHE = 0.8  # of what memory is left once weights are read, where no budget is set
-
-NAMED = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -241,7 +239,7 @@ def check_budget(source: Source, dtype: str | None, budget: float) -> None:
     """Raises UserError, with what would fit, for weights that take more than `budget` bytes."""
     n = parameter_count(load_config(source.source))
     needed = {kind: n * size for kind, size in BYTES.items()}
-    kind = dtype or next(name for name, saved in NAMED.items() if saved == saved_dtype(source.source))
+    kind = dtype or next((name for name, saved in DTYPES.items() if saved == saved_dtype(source.source)), "fp32")
     if needed[kind] <= budget:
         return
     fits = [other for other in ("bf16", "int8", "int4") if needed[other] <= budget]

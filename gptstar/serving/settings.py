@@ -132,17 +132,22 @@ def read_settings(env_file: str | Path | None = ".env", **given: Any) -> ServerS
     for line in _misspelt(env_file):
         raise UserError(line)
     # An empty variable counts as none, but a key that somebody meant to set must not open the server.
-    if not settings.api_keys and "api_keys" not in given and any(name.lower() == "api_keys" for name in os.environ):
+    meant = {name.lower() for name in os.environ} | set(_names(env_file))
+    if not settings.api_keys and "api_keys" not in given and "api_keys" in meant:
         raise UserError(f"API_KEYS: {NO_KEY}")
     return settings
 
 
 def _misspelt(env_file: str | Path | None) -> list[str]:
     """Names in `.env` that nothing reads but that look like one that would be; other programs' names are theirs."""
+    known = list(ServerSettings.model_fields)
+    wrong = [(n, difflib.get_close_matches(n, known, 1, 0.8)) for n in _names(env_file) if n not in known]
+    return [f"{env_file}: {n.upper()} is not a setting: did you mean {c[0].upper()}?" for n, c in wrong if c]
+
+
+def _names(env_file: str | Path | None) -> list[str]:
+    """What the lines of `.env` set, in small letters."""
     if env_file is None or not Path(env_file).is_file():
         return []
-    known = list(ServerSettings.model_fields)
     lines = Path(env_file).read_text(encoding="utf-8").splitlines()
-    names = [found[1].lower() for line in lines if (found := re.match(r"\s*(?:export\s+)?(\w+)\s*=", line))]
-    wrong = [(name, difflib.get_close_matches(name, known, 1, 0.8)) for name in names if name not in known]
-    return [f"{env_file}: {n.upper()} is not a setting: did you mean {c[0].upper()}?" for n, c in wrong if c]
+    return [found[1].lower() for line in lines if (found := re.match(r"\s*(?:export\s+)?(\w+)\s*=", line))]

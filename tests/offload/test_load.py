@@ -117,6 +117,18 @@ def test_a_pass_that_is_broken_off_does_not_disturb_the_next(sources, exact_budg
     made.close()
 
 
+def test_halves_of_two_models_are_refused(exact_budgets, tmp_path):
+    folder = write_slim(reference("small"), tmp_path, True)
+    file = next(folder.glob("global_step*/layer_03-model_01-*"))
+    tensors = torch.load(file, weights_only=True)
+    tensors["input_layernorm.weight"] = -tensors["input_layernorm.weight"]
+    torch.save(tensors, file)
+    made = load_under_budget(folder, 1 << 40)
+    with pytest.raises(UserError, match="norms that differ between the halves"):
+        made.model(TOKENS)
+    made.close()
+
+
 def test_damage_is_told_and_nothing_hangs(sources, exact_budgets, tmp_path):
     import shutil
 

@@ -133,6 +133,12 @@ def test_the_door_says_one_line_and_ends_with_2(arguments, environment, said):
     assert len(ended.stderr.strip().splitlines()) == 1 and ended.stderr.startswith("error: ")
 
 
+def test_an_empty_key_in_a_file_opens_nothing(tmp_path):
+    (tmp_path / ".env").write_text("API_KEYS=\n")
+    with pytest.raises(UserError, match="API_KEYS: holds no key"):
+        read_settings(tmp_path / ".env")
+
+
 def test_a_server_that_can_have_no_model_says_why_and_ends():
     ended = door("MODEL_NAME=tests", "PORT=0")
     assert ended.returncode == EXIT_BAD_INPUT
