@@ -5,6 +5,7 @@ One row goes to our own loop (matvec.py), more to the library that model/matmul.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -20,6 +21,23 @@ def fast_linear(device: torch.device, dtype: torch.dtype) -> AbstractContextMana
     """While entered, without gradients, F.linear uses what is fastest for tensors of this kind."""
     known = device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
     return _Fastest() if known and not torch.is_grad_enabled() else nullcontext()
+
+
+TILE = 2**21  # numbers of a matrix that are made at a time: 8 MB, about a cache
+
+
+def tiled_linear(x: Tensor, n_row: int, rows: Callable[[int, int], Tensor]) -> Tensor:
+    """x @ W.T for a matrix (n_row, K) that is kept in another form, fp32 (..., K) -> (..., n_row), on a CPU.
+
+    rows: W[start:end] in fp32. Only a tile of it is there at a time.
+    """
+    flat = x.reshape(-1, x.shape[-1])
+    y, step = flat.new_empty(len(flat), n_row), max(1, TILE // x.shape[-1])
+    with torch.no_grad():
+        for start in range(0, n_row, step):
+            tile = rows(start, min(start + step, n_row))
+            y[:, start : start + step] = _linear(flat, tile)
+    return y.view(*x.shape[:-1], n_row)
 
 
 class _Fastest(TorchFunctionMode):

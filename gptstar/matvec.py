@@ -5,10 +5,20 @@ are in matvec.cpp:
 
     gptstar::matvec(x, weight, bias)        x @ weight.T + bias for x (..., K), weight (N, K), bias (N,), summed in fp32
     gptstar::matvec_int8(x, codes, scale)   (x @ codes.T) * scale in 8 bits for fp32 x, as Int8Matrix defines it
+
+and for up to FEW rows of fp32 x:
+
+    gptstar::matvec_int4(x, codes, pairs)   x @ matrix.T as Int4Matrix defines it; `unpack_int4` is the matrix
+    gptstar::matvec_pieces(x, pieces, side_by_side)
+                                            x @ torch.cat(pieces, int(side_by_side)).T in fp32, pieces in any precision
+
+A row's result does not depend on how many rows there are, nor matvec_pieces' on where the matrix was cut (but for
+rounding, where pieces side by side have no multiple of 32 columns).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +26,9 @@ import torch
 from torch import Tensor, library
 
 from gptstar.native import load_operators
+
+
+FEW = 8  # rows; from there on a library's product of a whole matrix is faster
 
 
 def takes(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
@@ -39,6 +52,22 @@ def takes_int8(x: Tensor, codes: Tensor) -> bool:
     return one_row and x.device.type == codes.device.type == "cpu" and available()
 
 
+def takes_few(x: Tensor) -> bool:
+    """Whether the operators for few rows take these, once they are fp32 and contiguous."""
+    return 0 < x.numel() <= FEW * x.shape[-1] and x.device.type == "cpu" and available()
+
+
+def takes_pieces(x: Tensor, pieces: Sequence[Tensor]) -> bool:
+    """Whether matvec_pieces does."""
+    kinds = {piece.dtype for piece in pieces}
+    return (
+        takes_few(x)
+        and len(kinds) == 1
+        and kinds <= {torch.float32, torch.float16, torch.bfloat16}
+        and all(piece.is_contiguous() and piece.device.type == "cpu" for piece in pieces)
+    )
+
+
 @torch.compiler.assume_constant_result
 def available() -> bool:
     """Whether this machine could compile them."""
@@ -49,7 +78,7 @@ def available() -> bool:
 def _load() -> bool:
     loaded = load_operators(Path(__file__).with_name("matvec.cpp"))
     if loaded:
-        for name in ("matvec", "matvec_int8"):
+        for name in ("matvec", "matvec_int8", "matvec_int4"):
             library.register_fake(f"gptstar::{name}", _shape)
     return loaded
 

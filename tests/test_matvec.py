@@ -118,3 +118,35 @@ def test_without_a_compiler_torch_does_it(monkeypatch, tmp_path):
     matrix = Int8Matrix(70, 40)
     matrix.set_rows(0, w)
     assert matrix(x).shape == (1, 70)
+
+
+@given(
+    cuts=st.lists(SIZES, min_size=1, max_size=3),
+    other=SIZES,
+    n_row=st.integers(1, matvec.FEW),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    side_by_side=st.booleans(),
+)
+def test_a_matrix_in_pieces(cuts, other, n_row, dtype, side_by_side):
+    torch.manual_seed(sum(cuts) * other)
+    whole = torch.randn(*((other, sum(cuts)) if side_by_side else (sum(cuts), other))).to(dtype)
+    pieces = [piece.contiguous() for piece in whole.split(cuts, int(side_by_side))]
+    x = torch.randn(1, n_row, whole.shape[1])
+    assert matvec.takes_pieces(x, pieces)
+    found = torch.ops.gptstar.matvec_pieces(x, pieces, side_by_side)
+    expected = x.double() @ whole.double().t()
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+    for row in range(n_row):  # a row is the same among others, and that of the whole matrix in fp32
+        alone = torch.ops.gptstar.matvec_pieces(x[:, row], pieces, side_by_side)
+        assert torch.equal(alone, found[:, row])
+        if not side_by_side or all(cut % 32 == 0 for cut in cuts):
+            assert torch.equal(alone, torch.ops.gptstar.matvec(x[:, row], whole.float()))
+
+
+def test_which_pieces_it_takes():
+    x, w = torch.randn(2, 64), torch.randn(10, 64)
+    assert matvec.takes_pieces(x, [w, w])
+    assert not matvec.takes_pieces(x, [w, w.half()])
+    assert not matvec.takes_pieces(x, [torch.randn(64, 10).t()])
+    assert not matvec.takes_pieces(x, [w.double()])
+    assert not matvec.takes_pieces(torch.randn(matvec.FEW + 1, 64), [w])
