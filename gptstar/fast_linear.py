@@ -1,6 +1,6 @@
 """Linear layers on a CPU, without gradients, through whatever is the fastest there.
 
-One row goes to our own loop (matvec.py), more to the library that model/matmul.py picks.
+One row goes to our own loop (matvec.py), as do a few of them, more to the library that model/matmul.py picks.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ def fast_linear(device: torch.device, dtype: torch.dtype) -> AbstractContextMana
     return _Fastest() if known and not torch.is_grad_enabled() else nullcontext()
 
 
+SMALL = 2**14  # numbers of input
 TILE = 2**21  # numbers of a matrix that are made at a time: 8 MB, about a cache
 
 
@@ -48,5 +49,20 @@ class _Fastest(TorchFunctionMode):
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if matvec.takes(input, weight, bias):
         return torch.ops.gptstar.matvec(input, weight, bias)
+    if _is_small(input, weight, bias):
+        y = torch.ops.gptstar.matvec_pieces(input.contiguous(), [weight], False)
+        return y if bias is None else y.add_(bias)
     one_dnn = input.dim() > 1 and one_dnn_takes(input, weight)
     return (one_dnn_linear if one_dnn else F.linear)(input, weight, bias)
+
+
+def _is_small(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the rows are few and lie in the nearest cache while a matrix goes by: then our loop is faster."""
+    return (
+        x.dtype == weight.dtype == torch.float32
+        and x.numel() <= SMALL
+        and weight.dim() == 2
+        and weight.shape[1] == x.shape[-1]
+        and (bias is None or bias.shape == weight.shape[:1])
+        and matvec.takes_pieces(x, [weight])
+    )

@@ -161,15 +161,13 @@ Tensor result(const Tensor& x, int64_t N) {
   return torch::stable::new_empty(x, shape);
 }
 
-// Calls `with` for R = 1 ... 4 vectors at a time, so that each weight is converted once for up to four of them.
-template <typename With>
-inline void by_vectors(int64_t n_vector, With with) {
-  for (int64_t first = 0; first < n_vector; first += 4) switch (n_vector - first) {
-      case 1: with(std::integral_constant<int, 1>(), first); break;
-      case 2: with(std::integral_constant<int, 2>(), first); break;
-      case 3: with(std::integral_constant<int, 3>(), first); break;
-      default: with(std::integral_constant<int, 4>(), first);
-    }
+// Calls `with` for up to MOST vectors at a time, so that each weight is converted once for all of them.
+template <int MOST, typename With>
+inline void by_vectors(int64_t n_vector, int64_t first, With with) {
+  if constexpr (MOST > 0) {
+    for (; n_vector - first >= MOST; first += MOST) with(std::integral_constant<int, MOST>(), first);
+    by_vectors<MOST - 1>(n_vector, first, with);
+  }
 }
 
 template <typename Weight>
@@ -179,9 +177,24 @@ void add_pieces(const Tensor& x, const std::vector<Tensor>& pieces, bool side_by
   auto to = static_cast<float*>(y.data_ptr());
   if (side_by_side) {
     std::vector<std::pair<const Weight*, int64_t>> parts;
-    for (auto& piece : pieces) parts.emplace_back(static_cast<const Weight*>(piece.data_ptr()), piece.size(1));
+    bool in_step = true;  // cuts fall between registers
+    for (auto& piece : pieces) {
+      parts.emplace_back(static_cast<const Weight*>(piece.data_ptr()), piece.size(1));
+      in_step &= piece.size(1) % (2 * LANES) == 0;
+    }
     each_row(N, K, [&](int64_t n) {
-      by_vectors(R, [&](auto count, int64_t first) {
+      if (!in_step) {
+        std::vector<float> row;
+        for (auto [w, width] : parts)
+          for (int64_t k = 0; k < width; k++) row.push_back(number(w[n * width + k]));
+        by_vectors<8>(R, 0, [&](auto count, int64_t first) {
+          Sums<count> sums;
+          sums.add(row.data(), from + first * K, K, K);
+          for (int r = 0; r < count; r++) to[(first + r) * N + n] = sums.sum(r);
+        });
+        return;
+      }
+      by_vectors<8>(R, 0, [&](auto count, int64_t first) {
         Sums<count> sums;
         int64_t k = 0;
         for (auto [w, width] : parts) sums.add(w + n * width, from + first * K + k, K, width), k += width;
@@ -193,7 +206,7 @@ void add_pieces(const Tensor& x, const std::vector<Tensor>& pieces, bool side_by
   for (auto& piece : pieces) {
     auto w = static_cast<const Weight*>(piece.data_ptr());
     each_row(piece.size(0), K, [&, done](int64_t n) {
-      by_vectors(R, [&](auto count, int64_t first) {
+      by_vectors<8>(R, 0, [&](auto count, int64_t first) {
         Sums<count> sums;
         sums.add(w + n * K, from + first * K, K, K);
         for (int r = 0; r < count; r++) to[(first + r) * N + done + n] = sums.sum(r);
@@ -273,7 +286,7 @@ Tensor matvec_int4(const Tensor& x, const Tensor& matrix, const Tensor& pairs) {
     }
   const float* x_sums = of_group.data();
   each_row(N, K, [=](int64_t n) {
-    by_vectors(R, [=](auto count, int64_t first) {
+    by_vectors<8>(R, 0, [=](auto count, int64_t first) {
       const uint8_t* row = codes + n * K / 2;
       const uint16_t* row_pair = pair + 2 * n * groups;
       const float *vectors = from + first * K, *sums_of_x = x_sums + first * padded;

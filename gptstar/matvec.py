@@ -12,8 +12,7 @@ and for up to FEW rows of fp32 x:
     gptstar::matvec_pieces(x, pieces, side_by_side)
                                             x @ torch.cat(pieces, int(side_by_side)).T in fp32, pieces in any precision
 
-A row's result does not depend on how many rows there are, nor matvec_pieces' on where the matrix was cut (but for
-rounding, where pieces side by side have no multiple of 32 columns).
+A row's result does not depend on how many rows there are, nor matvec_pieces' on where the matrix was cut.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ import torch
 from torch import Tensor, library
 
 from gptstar.native import load_operators
-
 
 FEW = 8  # rows; from there on a library's product of a whole matrix is faster
 

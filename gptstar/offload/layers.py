@@ -35,12 +35,17 @@ class Piece:
     merge: Callable[[list[Tensor]], Iterable[Tensor]]
 
     def fill(self, tensors: list[Tensor], targets: dict[str, Tensor], check: bool = True) -> None:
-        """Copies into our state dict. check: raises UserError for what is not finite."""
-        if check and not all(all_finite(tensor) for tensor in tensors):
-            files = ", ".join(sorted({place.file.name for place in self.places}))
-            raise UserError(f"{self.name} in {files} is not finite: the file is damaged, fetch it again")
+        """Copies into our state dict. check: first."""
+        if check:
+            self.check(tensors)
         for name, part in zip(self.ours, self.merge(tensors), strict=True):
             targets[name].copy_(part)
+
+    def check(self, tensors: list[Tensor]) -> None:
+        """Raises UserError for what is not finite."""
+        if not all(all_finite(tensor) for tensor in tensors):
+            files = ", ".join(sorted({place.file.name for place in self.places}))
+            raise UserError(f"{self.name} in {files} is not finite: the file is damaged, fetch it again")
 
 
 @dataclass

@@ -2,32 +2,77 @@
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from rich.console import Console
+from torch import nn
 
 from gptstar.data.tokenizer import Tokenizer
+from gptstar.device import free_memory
 from gptstar.errors import UserError
 from gptstar.model.choices import BLOCKS
 from gptstar.model.config import ModelConfig
-from gptstar.model.projections import TokenTable
 from gptstar.model.transformer import GPT
+from gptstar.offload.binding import StoredBinding
 from gptstar.offload.layers import OnDisk, find_layers
-from gptstar.offload.plan import BUFFERS, Plan, make_plan, whole_bytes
+from gptstar.offload.matrix import StoredTable, prepare_stored
+from gptstar.offload.plan import BUFFERS, READ_AT_ONCE, SLACK, Plan, make_plan, memory_in_use, whole_bytes
+from gptstar.offload.quantized import (
+    QuantizedBinding,
+    QuantizedOnDisk,
+    default_folder,
+    quantized_copy,
+    without_blocks,
+)
 from gptstar.offload.reading import Disk, Extent, new_buffer
-from gptstar.offload.stream import SLOTS, Layers, StreamedBlock
+from gptstar.offload.staging import Copier, StagedLayers
+from gptstar.offload.stream import Layers, StreamedBlock
 from gptstar.pretrained.empty import pick_dtype
 from gptstar.pretrained.load import load
-from gptstar.quantization.quantize import KINDS
+from gptstar.progress import progress
+from gptstar.quantization.quantize import prepare_quantized
 from gptstar.sizes import parse_bytes, say_bytes
 
-ROWS = 1 << 12  # rows of a table that are turned into computed numbers at a time
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a model may take, in words, as 16GiB. memory: of the whole process. gpu: of the GPU's memory.
+
+    quantized_dir: where quantised copies are kept; None: ~/.cache/gptstar/quantized.
+    """
+
+    memory: str | None = None
+    gpu: str | None = None
+    quantized_dir: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.memory is not None or self.gpu is not None
+
+    def check(self, device: torch.device) -> tuple[int | None, int | None]:
+        """Bytes of both. Raises UserError for what is no amount, and for a GPU's where there is none."""
+        found: list[int | None] = []
+        for name, text in (("memory_budget", self.memory), ("gpu_memory_budget", self.gpu)):
+            try:
+                found.append(None if text is None else parse_bytes(str(text)))
+            except UserError as error:
+                raise UserError(f"{name}={text} {error}") from None
+        memory, gpu = found
+        if gpu is not None and device.type != "cuda":
+            raise UserError(f"gpu_memory_budget={self.gpu} needs a GPU and the device is {device}: leave it out")
+        if gpu is None and device.type == "cuda" and memory is not None:
+            gpu = int(0.95 * free_memory(device))
+        if device.type not in ("cpu", "cuda"):
+            raise UserError(f"a memory budget is kept on a CPU or an NVIDIA GPU, not on {device}: add device=cpu")
+        return memory, gpu
 
 
 @dataclass
@@ -42,98 +87,111 @@ class Offloaded:
 
     def close(self) -> None:
         """The model cannot be used any more."""
-        _end(self.layers, self.disk)
+        self.disk.close()
 
 
-class StoredTable(TokenTable):
-    """The table of tokens as it is stored, turned into other numbers where it is read."""
-
-    def __init__(self, n_row: int, n_column: int, stored: torch.dtype, computed: torch.dtype) -> None:
-        super().__init__(n_row, n_column, dtype=stored)
-        self.computed = computed
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return super().forward(tokens).to(self.computed)
-
-    def scores(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
-        parts = [F.linear(hidden, rows.to(self.computed)) for rows in self.weight.split(ROWS)]
-        scores = torch.cat(parts, -1)
-        return scores if bias is None else scores + bias
+def layers_of(model: GPT) -> Layers | None:
+    """Those of a model that was loaded under a budget; None where all of it was loaded as usual."""
+    block = model.blocks[0] if len(model.blocks) else None
+    return block.layers if isinstance(block, StreamedBlock) else None
 
 
 def load_within(
     source: str | Path,
     device: torch.device,
-    dtype: str,
-    memory_budget: str,
-    n_token: Callable[[Tokenizer], int],
-    say: Callable[[str], object],
+    dtype: str | None,
+    limits: Limits,
+    n_token: Callable[[Tokenizer, ModelConfig], int],
+    say: Say,
+    at_once: int = READ_AT_ONCE,
 ) -> tuple[GPT, Tokenizer]:
-    """What `gptstar.load` gives, within so much memory for the whole process: whole where that fits, else layers stay
-    on disk.
+    """What `gptstar.load` gives, within so much memory: whole where that fits, else layers stay on disk.
 
-    n_token: tokens of all sequences that are to be read and written. say: is told the plan before anything is read.
-    Raises UserError as `load_under_budget` does, and for what cannot be had under a budget.
+    n_token: tokens of all sequences that are to be read and written. at_once: those of one pass. say: is told the plan
+    before anything is read. Raises UserError as `load_under_budget` does, and for what cannot be had under a budget.
     """
-    try:
-        budget = parse_bytes(memory_budget)
-    except UserError as error:
-        raise UserError(f"memory_budget={memory_budget} {error}") from None
-    if device.type != "cpu":
-        raise UserError(f"memory_budget={memory_budget} is kept on a CPU only so far: add device=cpu")
-    if dtype in KINDS:
-        raise UserError(f"dtype={dtype} under a memory_budget is not possible yet: leave one of them out")
-    found = find_layers(source)
+    memory, gpu = limits.check(device)
     kept = pick_dtype(dtype)
-    computed = kept if isinstance(kept, torch.dtype) else torch.float32
-    needed = whole_bytes(found, computed, n_token(found.tokenizer))
-    if needed <= budget:
-        say(f"memory_budget={say_bytes(budget)}: all of it fits, {say_bytes(needed)}")
-        return load(source, device, computed)
-    made = load_under_budget(source, budget, computed, n_token(found.tokenizer), say=say)
+    if device.type == "cpu" and kept in (torch.float16, torch.bfloat16):
+        raise UserError(
+            f"dtype={dtype} under a memory_budget on a CPU: weights stay as they are saved and products are in fp32, "
+            "so leave dtype out (or int8, int4)"
+        )
+    found = find_layers(source)
+    tokens = n_token(found.tokenizer, found.config)
+    if not isinstance(kept, str):
+        computed = kept or (torch.float32 if device.type == "cpu" else found.dtype)
+        needed = whole_bytes(found, computed, tokens)
+        if gpu is None:
+            fits = memory is None or needed <= memory
+        else:
+            fits = needed <= gpu and (memory is None or memory_in_use() + needed <= memory)
+        if fits:
+            say(f"all of it fits: {say_bytes(needed)}")
+            return load(source, device, computed)
+    folder = Path(limits.quantized_dir).expanduser() if limits.quantized_dir else default_folder()
+    made = load_under_budget(source, memory, kept, tokens, True, say, device, gpu, folder, at_once)
     return made.model, made.tokenizer
 
 
-@torch.inference_mode(False)  # another thread writes into the blocks
+@torch.inference_mode(False)  # what is bound to a block later must not be an inference tensor
 def load_under_budget(
     source: str | Path,
-    budget: int,
-    dtype: torch.dtype = torch.float32,
+    budget: int | None,
+    dtype: torch.dtype | str | None = None,
     n_token: int = 512,
     direct: bool = True,
-    say: Callable[[str], object] = lambda plan: None,
+    say: Say = lambda text: None,
+    device: torch.device | str = "cpu",
+    gpu_budget: int | None = None,
+    quantized_dir: Path | None = None,
+    at_once: int = READ_AT_ONCE,
 ) -> Offloaded:
-    """A model of which as many layers stay in memory as `budget` bytes allow, on the CPU, in evaluation mode.
+    """A model of which as many layers stay in memory as `budget` bytes allow, in evaluation mode.
 
-    source: as `gptstar.load` takes it. dtype: what is computed in, whatever the weights are stored in; in it the
-    numbers are those of the model loaded whole. n_token: tokens of all sequences that its cache is to hold.
-    direct: disk reads go past the system's page cache. say: is told the plan before weights are read.
+    source: as `gptstar.load` takes it. dtype: int8 or int4, whose copies are kept in `quantized_dir`; on a GPU what is
+    computed in (None: as stored). On a CPU that is fp32, whatever the weights are stored in, and the numbers are those
+    of the model loaded whole in fp32. n_token: tokens of all sequences that its cache is to hold. at_once: tokens of a
+    pass. direct: disk reads go past the system's page cache. say: is told the plan before weights are read.
     Raises UserError for what cannot be read, and for a budget that is too small for a layer at a time.
     """
+    device = torch.device(device)
     found = find_layers(source)
     alike(found.config)
-    disk = Disk(direct)
-    try:
-        plan = make_plan(found, dtype, budget, n_token, disk)
+    with ExitStack() as undo:
+        disk = undo.enter_context(Disk(direct))
+        if isinstance(dtype, str):
+            _check_room(found, dtype, budget)
+            folder = quantized_dir or default_folder()
+            found = quantized_copy(found, _name(source), dtype, folder, disk, say)
+        computed = dtype if isinstance(dtype, torch.dtype) else torch.float32
+        if device.type != "cpu" and not isinstance(dtype, torch.dtype):
+            computed = torch.bfloat16 if isinstance(dtype, str) else found.dtype
+        copier = Copier(device) if device.type == "cuda" else None
+        plan = make_plan(found, computed, budget, n_token, disk, gpu_budget, at_once=at_once)
         say(str(plan))
         with torch.device("meta"):
-            model = GPT(found.config)
-            blocks = [BLOCKS[found.config.block](found.config, 0) for _ in range(SLOTS)]
-        model.blocks = nn.ModuleList()
-        _fill_outside(model.to(dtype), found, dtype, disk)
-        blocks = [block.to(dtype).to_empty(device="cpu").eval() for block in blocks]
-        layers = Layers(found.layers, cast(list[nn.Module], blocks), set(plan.resident), disk, BUFFERS)
+            model = without_blocks(found.config)
+            block: nn.Module = BLOCKS[found.config.block](found.config, 0)
+        _fill_outside(model, found, computed, device, disk)
+        if isinstance(found, QuantizedOnDisk):
+            block = prepare_quantized(block.to(computed), found.kind).to_empty(device=device).eval()
+            bind = QuantizedBinding(block, found).bind
+        else:
+            block = prepare_stored(block.to(computed)).to_empty(device=device).eval()
+            bind = StoredBinding(block, found.layers[0]).bind
+        resident = set(plan.resident)
+        if copier is None:
+            layers = Layers(found.layers, block, bind, resident, disk, BUFFERS)
+        else:
+            layers = StagedLayers(found.layers, block, bind, resident, disk, BUFFERS + 1, set(plan.on_gpu), copier)
+        total = sum(layers.extents[n].n_byte for n in (*plan.on_gpu, *plan.resident))
+        with progress(Console(stderr=True), "reading weights", total) as advance:
+            layers.fill(advance)
         model.blocks = nn.ModuleList(StreamedBlock(n, layers) for n in range(found.config.n_layer))
-    except BaseException:
-        disk.close()
-        raise
-    weakref.finalize(model, _end, layers, disk)
+        undo.pop_all()
+    weakref.finalize(model, disk.close)
     return Offloaded(model.eval(), found.tokenizer, plan, disk, layers)
-
-
-def _end(layers: Layers, disk: Disk) -> None:
-    layers.close()
-    disk.close()
 
 
 def alike(config: ModelConfig) -> None:
@@ -144,20 +202,57 @@ def alike(config: ModelConfig) -> None:
         raise UserError("layers that differ in their weights (model.value_residual) cannot be read one after another")
 
 
+def _name(source: str | Path) -> str:
+    """What a quantised copy is called, beside a hash."""
+    path = Path(source).expanduser()
+    return re.sub(r"[^\w.-]+", "_", (path.resolve() if path.exists() else path).name) or "model"
+
+
+def _check_room(found: OnDisk, kind: str, budget: int | None) -> None:
+    """Quantising takes the largest piece, stored and put together, and a quantised layer or table as it is written."""
+    if budget is None:
+        return
+    pieces = [piece for part in (found.outside, *found.layers) for piece in part]
+    largest = max(sum(place.n_byte for place in piece.places) for piece in pieces)
+    layer = max(
+        sum(place.n_byte for piece in part for place in piece.places) for part in (found.outside, *found.layers)
+    )
+    least = memory_in_use() + SLACK + 2 * largest + layer
+    if budget < least:
+        raise UserError(
+            f"memory_budget={say_bytes(budget)} is too small to quantise a layer at a time to {kind}: "
+            f"{say_bytes(least)} is the least"
+        )
+
+
 @torch.no_grad()
-def _fill_outside(model: GPT, found: OnDisk, dtype: torch.dtype, disk: Disk) -> None:
+def _fill_outside(model: GPT, found: OnDisk, computed: torch.dtype, device: torch.device, disk: Disk) -> None:
     """Tables as they are stored, all else in what is computed in."""
+    if isinstance(found, QuantizedOnDisk):
+        prepare_quantized(model.to(computed), found.kind).to_empty(device=device)
+        found.fill_outside(model, disk)
+        return
+    model.to(computed)
     places = {name: piece.places[0] for piece in found.outside for name in piece.ours}
     for name in ("embedding", "head"):
         table = getattr(model, name)
         if table is not None:
             stored = places[f"{name}.weight"].dtype
             with torch.device("meta"):
-                setattr(model, name, StoredTable(table.num_embeddings, table.embedding_dim, stored, dtype))
-    model.to_empty(device="cpu")
+                setattr(model, name, StoredTable(table.num_embeddings, table.embedding_dim, stored, computed))
+    model.to_empty(device=device)
     targets = model.state_dict()
     for piece in found.outside:
         extent = Extent(piece.places)
         buffer = new_buffer(extent.n_byte)
         disk.read(extent, buffer)
         piece.fill([extent.tensor(place, buffer) for place in piece.places], targets)
+
+
+def said(model: GPT) -> str | None:
+    """How fast passes over a model with layers on disk have been, and how near to what limits them; else None."""
+    layers = layers_of(model)
+    if layers is None or not layers.passes:
+        return None
+    last = cast(float, layers.passes[-1].seconds)
+    return f"{last:.3g} s"

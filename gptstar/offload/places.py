@@ -38,8 +38,12 @@ class Place:
         return raw[: self.n_byte].view(self.dtype).view(self.shape)
 
 
-def in_safetensors(path: Path) -> dict[str, Place]:
-    """Of one file. Raises UserError for one that is none, cut off, or holds other numbers than floating-point ones."""
+def in_safetensors(path: Path, others: dict[str, torch.dtype] | None = None) -> dict[str, Place]:
+    """Of one file. others: kinds of numbers that may be there beside floating-point ones, by safetensors' names.
+
+    Raises UserError for a file that is none, cut off, or holds numbers of other kinds.
+    """
+    dtypes = DTYPES | (others or {})
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -51,10 +55,10 @@ def in_safetensors(path: Path) -> dict[str, Place]:
         for name, about in header.items():
             if name == "__metadata__":
                 continue
-            if about["dtype"] not in DTYPES:
-                raise UserError(f"{path.name}: {name} is in {about['dtype']}: {', '.join(DTYPES)} can be read in place")
+            if about["dtype"] not in dtypes:
+                raise UserError(f"{path.name}: {name} is in {about['dtype']}: {', '.join(dtypes)} can be read in place")
             first, last = about["data_offsets"]
-            place = Place(path, start + first, DTYPES[about["dtype"]], torch.Size(about["shape"]))
+            place = Place(path, start + first, dtypes[about["dtype"]], torch.Size(about["shape"]))
             if place.end != start + last:
                 raise UserError(f"{path.name}: {name} has {last - first} bytes and its shape {place.n_byte}: damaged")
             places[name] = place

@@ -1,14 +1,17 @@
-"""What of a model stays in memory and what is read again for each pass, under a budget, and what that will cost.
+"""What of a model stays where and what is read again for each pass, under a budget, and what that will cost.
 
 Bytes of memory while a model with layers on disk runs:
 
     the process as it is            measured
-    outside                         embeddings, head and final norm, as they are stored; norms in what is computed in
-    blocks                          SLOTS layers in what is computed in
-    merging                         the largest tensor of a layer as it is stored: halves that are put together
+    outside                         embeddings, head and final norm, as they are stored
+    small                           norms and biases of a layer, in what is computed in
+    tiles                           rows of a matrix that are turned into fp32 for many tokens
     buffers                         BUFFERS layers as they are stored, where any is read from disk
     kept                            the layers that stay, as they are stored
     cache and activations           by the number of tokens that are asked for
+
+On a GPU the outside, the cache and the activations are there, with two layers on their way and as many as fit; memory
+has the buffers for what comes from disk, and keeps layers that do not fit on the GPU.
 """
 
 from __future__ import annotations
@@ -16,106 +19,188 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from gptstar import matvec
 from gptstar.errors import UserError
+from gptstar.fast_linear import TILE
 from gptstar.model.describe import cache_bytes_per_token
 from gptstar.offload.layers import OnDisk, Piece
 from gptstar.offload.reading import Disk, Extent, new_buffer
-from gptstar.offload.stream import SLOTS
+from gptstar.quantization.int4 import GROUP
 from gptstar.sizes import say_bytes
 
-BUFFERS = 2
+BUFFERS = 2  # layers on their way from disk
+STAGES = 2  # layers on their way to a GPU
 SLACK = 192 * 2**20  # bytes for what libraries and threads take beside
-SAMPLE = 256 * 2**20  # bytes that are read to see how fast that is
+GPU_SLACK = 768 * 2**20  # the libraries' own, on a GPU
+SAMPLE = 2**29  # bytes that are read to see how fast that is
+READ_AT_ONCE = 128  # tokens of a prompt whose activations are there together
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What a pass reads from one place. speed: bytes a second."""
+
+    where: str
+    n_layer: int
+    n_byte: int
+    speed: float
+
+    @property
+    def seconds(self) -> float:
+        """Of a pass, were there nothing else."""
+        return self.n_byte / self.speed if self.n_byte else 0.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What stays where. Bytes, and seconds a pass by what could be the bottleneck.
+    """What stays where. Bytes.
 
-    resident: layers whose bytes stay in memory. from_disk, from_memory: bytes that a pass reads.
-    disk_speed, memory_speed: bytes a second, of direct reads and of turning stored numbers into computed ones.
+    budget: of memory, None where only the GPU has one. on_gpu, resident: layers that stay there, and in memory.
+    held, gpu_held: what is used at the most. traffic: what a pass reads; the parts run beside each other.
     """
 
-    budget: int
+    budget: int | None
+    gpu_budget: int | None
     n_layer: int
+    on_gpu: tuple[int, ...]
     resident: tuple[int, ...]
     held: int
-    from_disk: int
-    from_memory: int
-    disk_speed: float
-    memory_speed: float
+    gpu_held: int
+    traffic: tuple[Traffic, ...]
 
     @property
-    def disk_seconds(self) -> float:
-        """Of a pass, were there nothing but the disk."""
-        return self.from_disk / self.disk_speed if self.from_disk else 0.0
-
-    @property
-    def memory_seconds(self) -> float:
-        """Of a pass, were there nothing but the processor and its memory."""
-        return self.from_memory / self.memory_speed
+    def bottleneck(self) -> Traffic:
+        """The slowest part."""
+        return max(self.traffic, key=lambda part: part.seconds)
 
     @property
     def seconds(self) -> float:
-        """A pass: the slower of both, for they run beside each other."""
-        return max(self.disk_seconds, self.memory_seconds)
+        """A pass."""
+        return self.bottleneck.seconds
+
+    @property
+    def from_disk(self) -> int:
+        """Bytes a pass."""
+        return sum(part.n_byte for part in self.traffic if part.where == "disk")
 
     def __str__(self) -> str:
-        on_disk = self.n_layer - len(self.resident)
-        slower = "the disk" if self.disk_seconds > self.memory_seconds else "processor and memory"
-        disk = f", {say_bytes(self.from_disk)} of it from disk at {say_bytes(self.disk_speed)}/s" if on_disk else ""
-        return (
-            f"memory_budget={say_bytes(self.budget)}: {say_bytes(self.held)} in use; of {self.n_layer} layers "
-            f"{len(self.resident)} stay in memory and {on_disk} on disk\n"
-            f"a pass reads {say_bytes(self.from_memory)}{disk}: about {self.seconds:.2g} s, limited by {slower}"
-        )
+        told = []
+        if self.budget is not None:
+            told.append(f"memory_budget={say_bytes(self.budget)}: {say_bytes(self.held)} in use")
+        if self.gpu_budget is not None:
+            told.append(f"gpu_memory_budget={say_bytes(self.gpu_budget)}: {say_bytes(self.gpu_held)} in use")
+        lines = ["; ".join(told), f"  {'':10} layers   a pass reads            at        takes"]
+        for part in self.traffic:
+            speed = f"{say_bytes(part.speed)}/s" if part.n_byte else ""
+            numbers = f"{part.n_layer:6} {say_bytes(part.n_byte):>14} {speed:>14} {part.seconds:10.3g} s"
+            lines.append(f"  {part.where:10} {numbers}" + ("  <- the slowest" if part is self.bottleneck else ""))
+        lines.append(f"  a token takes about {self.seconds:.2g} s, a batch of {READ_AT_ONCE} tokens longer")
+        return "\n".join(lines)
 
 
-def whole_bytes(found: OnDisk, dtype: torch.dtype, n_token: int) -> int:
-    """What a process takes that loads all of it, in what is computed in."""
-    numbers = [sum(map(_numbers, pieces)) for pieces in (found.outside, *found.layers)]
-    tokens = n_token * cache_bytes_per_token(found.config, dtype.itemsize)
-    largest = max(place.n_byte for pieces in (found.outside, *found.layers) for p in pieces for place in p.places)
-    return memory_in_use() + sum(numbers) * dtype.itemsize + largest + tokens + SLACK
+@dataclass(frozen=True)
+class Needs:
+    """Bytes of a model's parts. layers: each as it is stored."""
+
+    layers: list[int]
+    outside: int
+    small: int
+    working: int  # cache, activations and tiles
+
+    @property
+    def largest(self) -> int:
+        """Layer."""
+        return max(self.layers)
 
 
-def make_plan(found: OnDisk, dtype: torch.dtype, budget: int, n_token: int, disk: Disk) -> Plan:
-    """dtype: what is computed in. n_token: of all sequences together. Raises UserError where not one layer fits."""
-    stored = [Extent(p for piece in layer for p in piece.places).n_byte for layer in found.layers]
-    computed = max(sum(map(_numbers, layer)) for layer in found.layers) * dtype.itemsize
-    outside = sum(place.n_byte for piece in found.outside for place in piece.places)
-    tokens = n_token * cache_bytes_per_token(found.config, dtype.itemsize)
-    logits = 4 * found.config.vocab_size * dtype.itemsize
-    merged = max(sum(place.n_byte for place in piece.places) for layer in found.layers for piece in layer)
-    fixed = memory_in_use() + outside + SLOTS * computed + merged + tokens + logits + SLACK
-    ring = BUFFERS * max(stored)
-    if fixed + sum(stored) <= budget:
-        resident = tuple(range(len(stored)))
-        ring = 0
+def needs(found: OnDisk, dtype: torch.dtype, n_token: int, at_once: int = READ_AT_ONCE) -> Needs:
+    """dtype: what is computed in. n_token: of all sequences together. at_once: tokens of a pass."""
+    config, size = found.config, dtype.itemsize
+    small = max(sum(p.n_byte for piece in layer for p in piece.places if len(p.shape) < 2) for layer in found.layers)
+    widest = 2 * (config.d_model + config.d_feedforward) + 3 * config.d_attention
+    working = n_token * cache_bytes_per_token(config, size) + min(at_once, n_token) * widest * 2 * size
+    return Needs(
+        [Extent(p for piece in layer for p in piece.places).n_byte for layer in found.layers],
+        sum(place.n_byte for piece in found.outside for place in piece.places),
+        small * 4,
+        working + 4 * TILE * 2 + 4 * config.vocab_size * size,
+    )
+
+
+def make_plan(
+    found: OnDisk,
+    dtype: torch.dtype,
+    budget: int | None,
+    n_token: int,
+    disk: Disk,
+    gpu_budget: int | None = None,
+    link_speed: Callable[[], float] = lambda: math.inf,
+    at_once: int = READ_AT_ONCE,
+) -> Plan:
+    """dtype: what is computed in. n_token: of all sequences together. link_speed: measures bytes a second to the GPU.
+
+    Raises UserError where not one layer fits.
+    """
+    need = needs(found, dtype, n_token, at_once)
+    every = range(len(need.layers))
+    on_gpu: tuple[int, ...] = ()
+    gpu_held = 0
+    if gpu_budget is not None:
+        fixed = need.outside + need.small + need.working + GPU_SLACK
+        on_gpu, gpu_held = _fit(need, gpu_budget, fixed, STAGES, "gpu_memory_budget", n_token)
+        used = memory_in_use() + SLACK
     else:
-        n_kept = math.floor((budget - fixed - ring) / max(stored))
-        if n_kept < 0:
-            least = f"{say_bytes(fixed + ring)} is the least for {n_token} tokens"
-            raise UserError(
-                f"memory_budget={say_bytes(budget)} is too small for a layer at a time: {least}; "
-                "raise it, or ask for fewer tokens"
-            )
-        resident = spread(n_kept, len(stored))
-    streamed = [n for n in range(len(stored)) if n not in resident]
-    return Plan(
-        budget=budget,
-        n_layer=len(stored),
-        resident=resident,
-        held=fixed + ring + sum(stored[n] for n in resident),
-        from_disk=sum(stored[n] for n in streamed),
-        from_memory=sum(stored) + outside,
-        disk_speed=disk_speed(found.layers[streamed[0]], disk) if streamed else math.inf,
-        memory_speed=conversion_speed(found.dtype, dtype),
+        used = memory_in_use() + need.outside + need.small + need.working + SLACK
+    others = [n for n in every if n not in on_gpu]
+    if budget is None:
+        resident, held = tuple(others), used + sum(need.layers[n] for n in others)
+    elif not others:
+        resident, held = (), used + need.largest  # while it is read
+        if held > budget:
+            raise UserError(_too_small("memory_budget", budget, held, n_token))
+    else:
+        resident, held = _fit(need, budget, used, BUFFERS, "memory_budget", n_token, others)
+    streamed = [n for n in others if n not in resident]
+    from_disk = sum(need.layers[n] for n in streamed)
+    traffic = [
+        Traffic("disk", len(streamed), from_disk, disk_speed(found.layers[streamed[0]], disk) if streamed else 1.0)
+    ]
+    if gpu_budget is None:
+        everything = sum(need.layers) + need.outside
+        traffic.insert(0, Traffic("memory", len(resident), everything, product_speed(found)))
+    else:
+        moved = sum(need.layers[n] for n in others)
+        traffic.insert(0, Traffic("memory", len(resident), moved, link_speed() if moved else 1.0))
+        traffic.insert(0, Traffic("GPU", len(on_gpu), sum(need.layers) + need.outside, gpu_speed()))
+    return Plan(budget, gpu_budget, len(need.layers), on_gpu, resident, held, gpu_held, tuple(traffic))
+
+
+def _fit(
+    need: Needs, budget: int, fixed: int, n_buffer: int, name: str, n_token: int, among: list[int] | None = None
+) -> tuple[tuple[int, ...], int]:
+    """Which layers stay, and what is used then."""
+    layers = list(range(len(need.layers))) if among is None else among
+    everything = fixed + sum(need.layers[n] for n in layers)
+    if everything <= budget:
+        return tuple(layers), everything
+    ring = n_buffer * need.largest
+    n_kept = math.floor((budget - fixed - ring) / need.largest)
+    if n_kept < 0:
+        raise UserError(_too_small(name, budget, fixed + ring, n_token))
+    chosen = tuple(layers[n] for n in spread(n_kept, len(layers)))
+    return chosen, fixed + ring + sum(need.layers[n] for n in chosen)
+
+
+def _too_small(name: str, budget: int, least: int, n_token: int) -> str:
+    return (
+        f"{name}={say_bytes(budget)} is too small for a layer at a time: {say_bytes(least)} is the least for "
+        f"{n_token} tokens; raise it, or ask for fewer tokens"
     )
 
 
@@ -125,31 +210,59 @@ def spread(n: int, total: int) -> tuple[int, ...]:
 
 
 def disk_speed(layer: list[Piece], disk: Disk) -> float:
-    """Bytes a second, of some of a layer's own."""
+    """Bytes a second, of some of a layer's own; a first small read, which is slower, does not count."""
     places, total = [], 0
-    for piece in layer:
+    for piece in sorted(layer, key=lambda piece: -max(place.n_byte for place in piece.places)):
         for place in piece.places:
             if total < SAMPLE:
                 places.append(place)
                 total += place.n_byte
+    disk.read(first := Extent(places[:1]), new_buffer(first.n_byte))
     extent = Extent(places)
     buffer = new_buffer(extent.n_byte)
+    buffer[::4096] = 0  # the system hands memory out now, not while it is timed
     start = time.perf_counter()
     disk.read(extent, buffer)
     return extent.n_byte / (time.perf_counter() - start)
 
 
-def conversion_speed(stored: torch.dtype, computed: torch.dtype) -> float:
-    """Stored bytes a second that become computed numbers, and are then multiplied with once."""
-    source = torch.zeros(1 << 11, 1 << 11, dtype=stored)
-    target, x = torch.empty_like(source, dtype=computed), torch.zeros(1 << 11, dtype=computed)
+def product_speed(found: OnDisk) -> float:
+    """Stored bytes a second that are multiplied with one token on this CPU."""
+    from gptstar.offload.matrix import product
+
+    n, k = 1 << 13, 1 << 12
+    x = torch.zeros(1, k)
+    pairs = [place for piece in found.layers[0] for place in piece.places if place.dtype == torch.uint8]
+    codes = [place for piece in found.layers[0] for place in piece.places if place.dtype == torch.int8]
+    if pairs and matvec.available():
+        matrix, some = torch.zeros(n, k // 2, dtype=torch.uint8), torch.zeros(n, k // GROUP, 2, dtype=torch.bfloat16)
+        return _best(lambda: torch.ops.gptstar.matvec_int4(x, matrix, some), matrix.nbytes + some.nbytes)
+    if codes and matvec.available():
+        matrix, scale = torch.zeros(n, k, dtype=torch.int8), torch.zeros(n)
+        return _best(lambda: torch.ops.gptstar.matvec_int8(x, matrix, scale), matrix.nbytes)
+    dtype = found.dtype if found.dtype.is_floating_point else torch.float32
+    matrix = torch.zeros(n, k, dtype=dtype)
+    return _best(lambda: product(x, [matrix], False), matrix.nbytes)
+
+
+def gpu_speed() -> float:
+    """Bytes a second that a GPU reads of its own memory."""
+    source = torch.zeros(2**28, dtype=torch.uint8, device="cuda")
+
+    def read() -> None:
+        source.view(torch.float32).sum()
+        torch.cuda.synchronize()
+
+    return _best(read, source.nbytes)
+
+
+def _best(work: Callable[[], object], n_byte: int) -> float:
     best = math.inf
-    for _ in range(3):
+    for _ in range(4):
         start = time.perf_counter()
-        target.copy_(source)
-        target @ x
+        work()
         best = min(best, time.perf_counter() - start)
-    return source.numel() * source.element_size() / best
+    return n_byte / best
 
 
 def memory_in_use() -> int:
@@ -160,5 +273,11 @@ def memory_in_use() -> int:
         return 0
 
 
-def _numbers(piece: Piece) -> int:
-    return sum(math.prod(place.shape) for place in piece.places)
+def whole_bytes(found: OnDisk, dtype: torch.dtype, n_token: int) -> int:
+    """What a process takes that loads all of it, in what is computed in."""
+    numbers = [
+        sum(math.prod(p.shape) for piece in part for p in piece.places) for part in (found.outside, *found.layers)
+    ]
+    tokens = n_token * cache_bytes_per_token(found.config, dtype.itemsize)
+    largest = max(place.n_byte for part in (found.outside, *found.layers) for piece in part for place in piece.places)
+    return memory_in_use() + sum(numbers) * dtype.itemsize + largest + tokens + SLACK

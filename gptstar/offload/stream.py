@@ -1,21 +1,19 @@
 """Layers of a model that come from disk while it runs.
 
-A pass needs the layers in order, and the next pass the same again. So one thread goes round and round: it has the next
-layers' bytes read ahead into a ring of buffers, and turns each layer's bytes into the weights of a block that waits to
-be used. Reading never stops between passes: after the last layer comes the first. Some layers' bytes stay in memory,
-always the same ones: in a cyclic order, whatever drops what was used longest ago drops what is needed next.
+A pass needs the layers in order, and the next pass the same again. So the next layers' bytes are always being read
+ahead, into a ring of buffers, and after the last layer comes the first: reading never stops between passes. Some layers'
+bytes stay in memory, always the same ones: in a cyclic order, whatever drops what was used longest ago drops what is
+needed next. One block computes all layers: it is bound to a layer's bytes where they lie.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from gptstar.model.attention import Sight
@@ -23,116 +21,146 @@ from gptstar.model.cache import KeyValueCache
 from gptstar.offload.layers import Piece
 from gptstar.offload.reading import Disk, Extent, finish, new_buffer
 
-SLOTS = 2  # blocks: one is used while the other is filled
+# Makes a layer's tensors a block's weights (`binding.py`, `quantized.py`): its number, its pieces, the tensors of each,
+# and whether they are seen for the first time.
+Bind = Callable[[int, list[Piece], list[list[Tensor]], bool], None]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one pass over all layers took. n_byte: read from disk meanwhile."""
+
+    seconds: float
+    n_byte: int
 
 
 class Layers:
-    """All layers of a model, one after another, round and round.
+    """All layers of a model, one after another, round and round, as weights of one block.
 
-    blocks: SLOTS of them, in which each layer appears in turn. resident: layers whose bytes stay in memory.
-    buffers: layers that are read ahead.
+    resident: layers whose bytes stay in memory. buffers: how many others are there at a time, in use or on their way.
     """
 
     def __init__(
-        self, layers: list[list[Piece]], blocks: list[nn.Module], resident: set[int], disk: Disk, buffers: int
+        self,
+        layers: list[list[Piece]],
+        block: nn.Module,
+        bind: Bind,
+        resident: set[int],
+        disk: Disk,
+        buffers: int,
     ) -> None:
-        self.layers, self.disk = layers, disk
+        self.layers, self.block, self.disk, self._bind = layers, block, disk, bind
         self.extents = [Extent(place for piece in layer for place in piece.places) for layer in layers]
+        self.resident = resident
+        self.streamed = [n for n in range(len(layers)) if self._is_streamed(n)]
         self.kept: dict[int, Tensor] = {}
-        self.resident, self.streamed = resident, [n for n in range(len(layers)) if n not in resident]
         largest = max((self.extents[n].n_byte for n in self.streamed), default=0)
-        self._buffers = deque(new_buffer(largest) for _ in range(min(buffers, len(self.streamed))))
+        self._free = deque(self.new_buffer(largest) for _ in range(min(buffers, len(self.streamed))))
+        self._ahead: deque[tuple[int, Tensor, list[Future[None]]]] = deque()
+        self._next = 0  # of self.streamed, the one that is to be read next
+        self._bound: int | None = None
+        self._lent: Tensor | None = None  # the buffer that the bound layer is in
         self._seen: set[int] = set()
-        self._free: queue.Queue[nn.Module | None] = queue.Queue()
-        self._ready: queue.Queue[tuple[int, nn.Module] | BaseException] = queue.Queue()
-        self._targets = {id(block): block.state_dict() for block in blocks}
-        for block in blocks:
-            self._free.put(block)
-        self._failed: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="layers", daemon=True)
-        self._thread.start()
+        self._modules = [module for module in block.modules() if hasattr(module, "layer")]
+        self.passes: deque[Pass] = deque(maxlen=64)
+        self._mark = (time.perf_counter(), 0)
 
-    @contextmanager
-    def use(self, layer: int) -> Iterator[nn.Module]:
-        """The block with a layer's weights. Raises UserError where it could not be read."""
-        while True:
-            if self._failed is not None:
-                raise self._failed
-            got = self._ready.get()
-            if isinstance(got, BaseException):
-                self._failed = got
-                continue
-            number, block = got
-            if number == layer:
-                break
-            self._free.put(block)  # a pass that was broken off: the others go by
-        try:
-            yield block
-        finally:
-            self._free.put(block)
+    def fill(self, advance: Callable[[int], object] = lambda n_byte: None) -> None:
+        """Reads what stays, and begins to read the first of what does not. advance: is told bytes."""
+        for layer, extent in enumerate(self.extents):
+            if not self._is_streamed(layer):
+                self._fill_one(layer)
+                advance(extent.n_byte)
+        self._read_ahead()
+        self._mark = (time.perf_counter(), self.disk.n_byte)
 
-    def close(self) -> None:
-        """Ends the thread."""
-        self._free.put(None)
-        self._thread.join()
+    def use(self, layer: int) -> nn.Module:
+        """The block with a layer's weights, until another one is asked for. Raises UserError where it cannot be read."""
+        if layer != self._bound:
+            self._bound = None
+            self._give_back()
+            buffer = self._find(layer)
+            tensors = [[self.extents[layer].tensor(p, buffer) for p in piece.places] for piece in self.layers[layer]]
+            self._bind(layer, self.layers[layer], tensors, layer not in self._seen)
+            self._seen.add(layer)
+            for module in self._modules:
+                module.layer = layer  # type: ignore[assignment]  # where its keys and values go in a cache
+            self._bound = layer
+        return self.block
 
-    # What follows runs in the thread.
+    def done(self, layer: int) -> None:
+        """Says that a layer has been used, for `passes`."""
+        if layer == len(self.layers) - 1:
+            now, n_byte = time.perf_counter(), self.disk.n_byte
+            self.passes.append(Pass(now - self._mark[0], n_byte - self._mark[1]))
+            self._mark = (now, n_byte)
 
-    def _run(self) -> None:
-        ahead: deque[tuple[int, Tensor, list[Future[None]]]] = deque()
-        next_up = 0  # among self.streamed
-        try:
-            while True:
-                for layer in range(len(self.layers)):
-                    while self._buffers and self.streamed:
-                        number = self.streamed[next_up]
-                        buffer = self._buffers.popleft()
-                        ahead.append((number, buffer, self.disk.start(self.extents[number], buffer)))
-                        next_up = (next_up + 1) % len(self.streamed)
-                    block = self._free.get()
-                    if block is None:
-                        return
-                    if layer in self.resident:
-                        self._fill(layer, self._resident(layer), block)
-                    else:
-                        number, buffer, futures = ahead.popleft()
-                        assert number == layer
-                        finish(futures)
-                        self._fill(layer, buffer, block)
-                        self._buffers.append(buffer)
-                    self._ready.put((layer, block))
-        except BaseException as error:
-            self._ready.put(error)
-        finally:
-            for _, _, futures in ahead:
-                for future in futures:
-                    future.cancel()
+    def new_buffer(self, n_byte: int) -> Tensor:
+        """Memory that is read into."""
+        return new_buffer(n_byte)
 
-    def _resident(self, layer: int) -> Tensor:
+    def _is_streamed(self, layer: int) -> bool:
+        return layer not in self.resident
+
+    def _fill_one(self, layer: int) -> None:
+        buffer = self.new_buffer(self.extents[layer].n_byte)
+        self.disk.read(self.extents[layer], buffer)
+        self.kept[layer] = buffer
+
+    def _find(self, layer: int) -> Tensor:
+        """The bytes of a layer."""
+        if layer not in self.resident:
+            return self._take(layer)
         if layer not in self.kept:
-            self.kept[layer] = new_buffer(self.extents[layer].n_byte)
-            self.disk.read(self.extents[layer], self.kept[layer])
+            self._fill_one(layer)
         return self.kept[layer]
 
-    @torch.no_grad()
-    def _fill(self, layer: int, buffer: Tensor, block: nn.Module) -> None:
-        targets, extent = self._targets[id(block)], self.extents[layer]
-        for piece in self.layers[layer]:
-            tensors = [extent.tensor(place, buffer) for place in piece.places]
-            piece.fill(tensors, targets, check=layer not in self._seen)
-        self._seen.add(layer)
-        for module in block.modules():
-            if hasattr(module, "layer"):
-                module.layer = layer  # type: ignore[assignment]  # where its keys and values go in a cache
+    def _take(self, layer: int) -> Tensor:
+        """The buffer with a layer that is read ahead. Others before it go by: a pass was broken off."""
+        while True:
+            self._read_ahead()
+            number, buffer, futures = self._ahead.popleft()
+            try:
+                finish(futures)
+            except BaseException:
+                self._free.append(buffer)
+                self._restart(number)
+                raise
+            if number == layer:
+                self._lent = buffer
+                return buffer
+            self._free.append(buffer)
+
+    def _restart(self, number: int) -> None:
+        """What is on its way is forgotten: reading begins again with a layer."""
+        for _, buffer, futures in self._ahead:
+            for future in futures:
+                future.exception()
+            self._free.append(buffer)
+        self._ahead.clear()
+        self._next = self.streamed.index(number)
+
+    def _give_back(self) -> None:
+        if self._lent is not None:
+            self._free.append(self._lent)
+            self._lent = None
+            self._read_ahead()
+
+    def _read_ahead(self) -> None:
+        while self._free:
+            number, buffer = self.streamed[self._next], self._free.popleft()
+            self._ahead.append((number, buffer, self.disk.start(self.extents[number], buffer)))
+            self._next = (self._next + 1) % len(self.streamed)
 
 
 class StreamedBlock(nn.Module):
-    """One layer of a model: whichever block has its weights just then."""
+    """One layer of a model: the block that all of them share, with its weights."""
 
     def __init__(self, layer: int, layers: Layers) -> None:
         super().__init__()
         self.layer, self.layers = layer, layers
 
     def forward(self, x_BTC: Tensor, sight: Sight, cache: KeyValueCache | None) -> Tensor:
-        with self.layers.use(self.layer) as block:
-            return block(x_BTC, sight, cache)
+        y_BTC = self.layers.use(self.layer)(x_BTC, sight, cache)
+        self.layers.done(self.layer)
+        return y_BTC

@@ -6,7 +6,7 @@ weights can be copied to, and no tensor. So whatever fills a model fills a quant
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import cast
 
@@ -18,6 +18,7 @@ from gptstar.quantization.int4 import Int4Matrix
 from gptstar.quantization.int8 import Int8Matrix
 
 Matrix = Int8Matrix | Int4Matrix
+NewMatrix = Callable[[int, int], nn.Module]  # rows, columns -> a matrix without contents
 BLOCK = 2**22  # numbers that are quantised at a time
 
 
@@ -55,11 +56,11 @@ class Home:
 class QuantizedLinear(nn.Linear):
     """nn.Linear, its weights quantised; the bias stays as it is."""
 
-    def __init__(self, layer: nn.Linear, kind: str) -> None:
+    def __init__(self, layer: nn.Linear, new_matrix: NewMatrix) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.weight, self.bias = None, layer.bias  # type: ignore[assignment]
-        self.matrix = new_matrix(kind, layer.out_features, layer.in_features)
+        self.matrix = new_matrix(layer.out_features, layer.in_features)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.matrix(x)
@@ -76,14 +77,14 @@ class QuantizedFused(FusedLinear):
     Parts that are summed (`join="inputs"`) are matrices of their own: what they are multiplied with differs in size.
     """
 
-    def __init__(self, layer: FusedLinear, kind: str) -> None:
+    def __init__(self, layer: FusedLinear, new_matrix: NewMatrix) -> None:
         nn.Module.__init__(self)
         self.parts, self.join, self.biased, self.dim = layer.parts, layer.join, layer.biased, layer.dim
         self.weight, self.bias = None, layer.bias  # type: ignore[assignment]
         n_out, n_in = layer.weight.shape
         self.widths = list(self.parts.values())
         self.matrices = nn.ModuleList(
-            new_matrix(kind, n_out, width) for width in (self.widths if self.join == "inputs" else [n_in])
+            new_matrix(n_out, width) for width in (self.widths if self.join == "inputs" else [n_in])
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -151,6 +152,6 @@ class QuantizedTable(TokenTable):
         destination[f"{prefix}weight"] = Home(self.matrix, 0, self.num_embeddings)
 
 
-def new_matrix(kind: str, n_row: int, n_column: int) -> Matrix:
-    """In 4 bits where that is asked for and torch's kernels take the shape, else in 8."""
-    return (Int4Matrix if kind == "int4" and Int4Matrix.fits(n_row, n_column) else Int8Matrix)(n_row, n_column)
+def new_int4(n_row: int, n_column: int) -> Matrix:
+    """In 4 bits where the kernels take the shape, else in 8."""
+    return (Int4Matrix if Int4Matrix.fits(n_row, n_column) else Int8Matrix)(n_row, n_column)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import nn
 
@@ -10,13 +12,15 @@ from gptstar.model.adapters import Adapter
 from gptstar.model.projections import FusedLinear, Linear, TokenTable
 from gptstar.model.transformer import GPT
 from gptstar.quantization.int4 import Int4Matrix
-from gptstar.quantization.layers import QuantizedFused, QuantizedLinear, QuantizedTable
+from gptstar.quantization.int8 import Int8Matrix
+from gptstar.quantization.layers import QuantizedFused, QuantizedLinear, QuantizedTable, new_int4
 
 KINDS = ("int8", "int4")
+M = TypeVar("M", bound=nn.Module)
 
 
-def prepare_quantized(model: GPT, kind: str) -> GPT:
-    """Puts quantised layers without contents in the place of a model's linear layers and token tables.
+def prepare_quantized(model: M, kind: str) -> M:
+    """Puts quantised layers without contents in the place of the linear layers and token tables of a model or block.
 
     kind: int8, or int4 (token tables, and matrices of sizes that torch's kernels do not take, are int8 there too).
     Norms, biases, positions, gates and adapters stay as they are. The model may be on the meta device; what fills its
@@ -33,12 +37,13 @@ def prepare_quantized(model: GPT, kind: str) -> GPT:
 
 
 def _quantized(module: nn.Module, kind: str) -> nn.Module:
+    new_matrix = new_int4 if kind == "int4" else Int8Matrix
     if type(module) is FusedLinear:
-        return QuantizedFused(module, kind)
+        return QuantizedFused(module, new_matrix)
     if type(module) is TokenTable:
         return QuantizedTable(module)
     if isinstance(module, nn.Linear) and type(module) in (nn.Linear, Linear):
-        return QuantizedLinear(module, kind)
+        return QuantizedLinear(module, new_matrix)
     return module
 
 

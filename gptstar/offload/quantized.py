@@ -1,0 +1,262 @@
+"""A model in 8 or 4 bits, kept on disk for the next start:
+
+    FOLDER/NAME-int4-HASH/
+        quantized.json        kind, configuration, and the SHA-256 of each file's numbers
+        tokenizer.json
+        outside.safetensors   what is in no layer
+        layer-0000.safetensors ...
+
+The hash is of the original's files (names, sizes, times), so a file that has changed is quantised again. A folder gets
+its name when all of it is written; nothing without that name is ever read.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from gptstar.data.cache import only_one
+from gptstar.data.tokenizer import load_tokenizer
+from gptstar.errors import UserError
+from gptstar.model.choices import BLOCKS
+from gptstar.model.config import ModelConfig
+from gptstar.model.transformer import GPT
+from gptstar.offload.layers import OnDisk, Piece
+from gptstar.offload.places import Place, in_safetensors
+from gptstar.offload.reading import Disk, Extent, new_buffer
+from gptstar.pretrained.stored import save_safetensors
+from gptstar.progress import progress
+from gptstar.quantization.int4 import GROUP, Int4Matrix
+from gptstar.quantization.int8 import Int8Matrix
+from gptstar.quantization.quantize import prepare_quantized
+from gptstar.sizes import say_bytes
+
+FORMAT = 1
+ROOM = 2**30  # bytes that stay free on the disk
+MATRICES = (Int8Matrix, Int4Matrix)
+INTEGERS = {"I8": torch.int8, "U8": torch.uint8}
+
+
+def default_folder() -> Path:
+    """Where copies are kept unless another folder is named."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gptstar" / "quantized"
+
+
+def quantized_copy(
+    found: OnDisk, name: str, kind: str, folder: Path, disk: Disk, say: Callable[[str], object] = lambda text: None
+) -> QuantizedOnDisk:
+    """The model in so many bits, read from its copy, which is made first where there is none.
+
+    found: the exact one. name: what the copy is called, beside a hash. Memory: one layer as it is stored and quantised.
+    Raises UserError for weights that are damaged, and for a disk that has no room; then nothing is left behind.
+    """
+    path = folder / f"{name}-{kind}-{_identity(found, kind)}"
+    if not path.is_dir():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with only_one(folder / f".{path.name}.lock", path.name, Console(stderr=True)):
+                if not path.is_dir():
+                    _make(found, kind, path, disk, say)
+        except OSError as error:
+            raise UserError(f"{folder} cannot be written to: {error.strerror or error}") from error
+    return _open(path, found)
+
+
+@dataclass
+class QuantizedOnDisk(OnDisk):
+    """Read from a copy: a piece is a buffer or a parameter of a quantised block.
+
+    digests: of each layer's numbers. outside_digest: of those in no layer.
+    """
+
+    kind: str
+    path: Path
+    digests: list[str]
+    outside_digest: str
+
+    def check(self, layer: int, tensors: list[list[Tensor]]) -> None:
+        """Raises UserError where a layer's numbers are not those that were written."""
+        self._compare(self.digests[layer], [one for some in tensors for one in some], _layer_file(layer))
+
+    def fill_outside(self, model: GPT, disk: Disk) -> None:
+        """Puts what is in no layer into a model prepared by `prepare_quantized`, which has no blocks."""
+        extent = Extent(place for piece in self.outside for place in piece.places)
+        buffer = new_buffer(extent.n_byte)
+        disk.read(extent, buffer)
+        tensors = [extent.tensor(piece.places[0], buffer) for piece in self.outside]
+        self._compare(self.outside_digest, tensors, "outside.safetensors")
+        targets = contents(model)
+        for piece, tensor in zip(self.outside, tensors, strict=True):
+            targets[piece.name].copy_(tensor)
+        _filled(model)
+
+    def _compare(self, wanted: str, tensors: list[Tensor], file: str) -> None:
+        if digest(tensors) != wanted:
+            raise UserError(f"{self.path / file} is damaged: delete {self.path}, and it is made again")
+
+
+class QuantizedBinding:
+    """Of the layers of a copy to a quantised block: matrices are given views, the rest is copied."""
+
+    def __init__(self, block: nn.Module, found: QuantizedOnDisk) -> None:
+        self.found = found
+        self._small = {name: tensor for name, tensor in contents(block).items() if not _matrix(block, name)}
+        self._large = {name: _matrix(block, name) for name in contents(block) if name not in self._small}
+
+    @torch.no_grad()
+    def bind(self, layer: int, pieces: list[Piece], tensors: list[list[Tensor]], first: bool) -> None:
+        """As `Layers` wants it."""
+        if first:
+            self.found.check(layer, tensors)
+        for piece, (tensor,) in zip(pieces, tensors, strict=True):
+            if piece.name in self._small:
+                self._small[piece.name].copy_(tensor)
+            else:
+                setattr(self._large[piece.name], piece.name.rpartition(".")[2], tensor)
+
+
+def contents(module: nn.Module) -> dict[str, Tensor]:
+    """All that makes a quantised module what it is, by name: parameters, and what its matrices consist of."""
+    found = dict(module.named_parameters())
+    for path, child in module.named_modules():
+        if isinstance(child, MATRICES):
+            found |= {f"{path}.{name}": tensor for name, tensor in child.named_buffers() if tensor.numel()}
+    return found
+
+
+def digest(tensors: list[Tensor]) -> str:
+    """SHA-256 of the numbers of tensors on a CPU, one after another."""
+    made = hashlib.sha256()
+    for tensor in tensors:
+        made.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+    return made.hexdigest()
+
+
+def _matrix(module: nn.Module, name: str) -> nn.Module | None:
+    parent = module.get_submodule(name.rpartition(".")[0])
+    return parent if isinstance(parent, MATRICES) else None
+
+
+def _filled(module: nn.Module) -> None:
+    for child in module.modules():
+        if isinstance(child, Int4Matrix):
+            child.filled()
+
+
+def _identity(found: OnDisk, kind: str) -> str:
+    pieces = [*found.outside, *(piece for layer in found.layers for piece in layer)]
+    files = sorted({place.file.resolve() for piece in pieces for place in piece.places})
+    seen = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    made_of = [FORMAT, GROUP, kind, asdict(found.config), found.tokenizer.fingerprint(), seen]
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@torch.no_grad()
+def _make(found: OnDisk, kind: str, path: Path, disk: Disk, say: Callable[[str], object]) -> None:
+    with torch.device("meta"):
+        block = prepare_quantized(BLOCKS[found.config.block](found.config, 0), kind)
+        outside = prepare_quantized(without_blocks(found.config), kind)
+    sizes = [sum(t.numel() * t.element_size() for t in contents(part).values()) for part in (block, outside)]
+    needed = len(found.layers) * sizes[0] + sizes[1]
+    free = shutil.disk_usage(path.parent).free
+    if needed + ROOM > free:
+        raise UserError(
+            f"the {kind} copy takes {say_bytes(needed)} and {path.parent} has {say_bytes(free)} free: "
+            "make room, or name another folder with quantized_dir"
+        )
+    say(f"quantising to {kind} once, {say_bytes(needed)} into {path}")
+    part = path.with_name(f".{path.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+    part.mkdir()
+    try:
+        digests = {}
+        with progress(Console(stderr=True), f"quantising to {kind}", len(found.layers) + 1) as advance:
+            for name, pieces, module in (
+                ("outside", found.outside, outside),
+                *((f"layer-{n:04d}", layer, block) for n, layer in enumerate(found.layers)),
+            ):
+                module.to_empty(device="cpu")
+                _quantise(pieces, module, disk)
+                digests[name] = _write(part / f"{name}.safetensors", contents(module))
+                advance(1)
+        found.tokenizer.save(part / "tokenizer.json")
+        manifest = {"format": FORMAT, "kind": kind, "model": asdict(found.config), "digests": digests}
+        (part / "quantized.json").write_text(json.dumps({**manifest, "eot_token": found.tokenizer.eot_token}, indent=1))
+        _sync(part / "quantized.json")
+        os.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        remedy = "make room, or name another folder with quantized_dir" if full else str(error)
+        raise UserError(f"the {kind} copy could not be written to {path.parent}: {remedy}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _quantise(pieces: list[Piece], module: nn.Module, disk: Disk) -> None:
+    """A piece at a time, so that little of it is there in full precision."""
+    targets = module.state_dict()
+    for piece in pieces:
+        extent = Extent(piece.places)
+        buffer = new_buffer(extent.n_byte)
+        disk.read(extent, buffer)
+        piece.fill([extent.tensor(place, buffer) for place in piece.places], targets)
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> str:
+    save_safetensors(tensors, path)
+    _sync(path)
+    places = in_safetensors(path, INTEGERS)
+    return digest([tensors[name] for name in sorted(places, key=lambda name: places[name].offset)])
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _open(path: Path, exact: OnDisk) -> QuantizedOnDisk:
+    try:
+        manifest = json.loads((path / "quantized.json").read_text())
+        kind, digests = manifest["kind"], manifest["digests"]
+        tokenizer = load_tokenizer(str(path / "tokenizer.json"), manifest["eot_token"])
+        outside = _pieces(in_safetensors(path / "outside.safetensors", INTEGERS))
+        layers = [_pieces(in_safetensors(path / _layer_file(n), INTEGERS)) for n in range(exact.config.n_layer)]
+        each = [digests[_layer_file(n).removesuffix(".safetensors")] for n in range(len(layers))]
+        opened = QuantizedOnDisk(exact.config, tokenizer, outside, layers, kind, path, each, digests["outside"])
+    except (OSError, ValueError, KeyError, UserError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete it, and it is made again") from error
+    with torch.device("meta"):
+        block = prepare_quantized(BLOCKS[exact.config.block](exact.config, 0), kind)
+        outer = prepare_quantized(without_blocks(exact.config), kind)
+    for module, pieces in ((outer, opened.outside), *((block, layer) for layer in opened.layers)):
+        wanted = {name: (tensor.shape, tensor.dtype) for name, tensor in contents(module).items()}
+        if wanted != {piece.name: (piece.places[0].shape, piece.places[0].dtype) for piece in pieces}:
+            raise UserError(f"{path} is damaged (tensors of other shapes): delete it, and it is made again")
+    return opened
+
+
+def _pieces(places: dict[str, Place]) -> list[Piece]:
+    ordered = sorted(places.items(), key=lambda item: item[1].offset)
+    return [Piece(name, (place,), (name,), list) for name, place in ordered]
+
+
+def _layer_file(layer: int) -> str:
+    return f"layer-{layer:04d}.safetensors"
+
+
+def without_blocks(config: ModelConfig) -> GPT:
+    """All of a model but its layers."""
+    model = GPT(config)
+    model.blocks = nn.ModuleList()
+    return model
