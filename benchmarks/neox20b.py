@@ -149,6 +149,7 @@ def measure(options: argparse.Namespace) -> dict:
     import torch
 
     from gptstar.offload.load import load_under_budget
+    from gptstar.offload.plan import Room
     from gptstar.sizes import parse_bytes
 
     root = Path(options.folder or tempfile.mkdtemp(prefix="neox20b-"))
@@ -164,7 +165,7 @@ def measure(options: argparse.Namespace) -> dict:
         start = time.perf_counter()
         written = _apart(write_slim, root / "slim", n_layer, options.width)
         print(f"{written / 1e9:.1f} GB in {n_layer} layers, {time.perf_counter() - start:.0f} s to make")
-        made = load_under_budget(root / "slim", parse_bytes(options.budget), n_token=64, say=print)
+        made = load_under_budget(root / "slim", parse_bytes(options.budget), room=Room(64), say=print)
         cache, token, peak = made.model.new_cache(1, 64), torch.tensor([[5]]), 0
         seconds: dict[str, list[float]] = {"ours": [], "disk": [], "peer": []}
         for _ in range(2):

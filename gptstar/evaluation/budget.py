@@ -7,6 +7,7 @@ import torch
 from gptstar.device import free_memory
 from gptstar.errors import UserError
 from gptstar.model.transformer import GPT
+from gptstar.offload.stream import layers_of
 
 # More than this makes no device faster: on a CPU matrix products are at their peak, and what they produce still fits
 # its caches.
@@ -19,16 +20,28 @@ SHARE = 0.5  # of the free memory; the rest is for logits, attention scores and 
 def token_budget(setting: str | int, model: GPT) -> int:
     """Tokens a forward pass: a number, or auto. Raises UserError for anything else."""
     if str(setting) != "auto":
-        try:
-            tokens = int(setting)
-        except ValueError:
-            tokens = 0
-        if tokens < 1:
-            raise UserError(f"batch_tokens={setting!r} must be auto or a number of tokens, at least 1")
-        return tokens
-    device = model.device
-    fits = int(SHARE * free_memory(device)) // bytes_per_token(model)
-    return max(1, min(FAST_TOKENS.get(device.type, FAST_TOKENS["cpu"]), fits))
+        return read_setting(setting)
+    fits = tokens_that_fit(model)
+    return max(1, min(FAST_TOKENS.get(model.device.type, FAST_TOKENS["cpu"]), fits))
+
+
+def read_setting(setting: str | int) -> int:
+    """A number of tokens. Raises UserError for anything else."""
+    try:
+        tokens = int(setting)
+    except ValueError:
+        tokens = 0
+    if tokens < 1:
+        raise UserError(f"batch_tokens={setting!r} must be auto or a number of tokens, at least 1")
+    return tokens
+
+
+def tokens_that_fit(model: GPT) -> int:
+    """Tokens that there is memory for at a time, or that were planned for under a budget."""
+    layers = layers_of(model)
+    if layers is not None and layers.room is not None:
+        return layers.room.at_once
+    return int(SHARE * free_memory(model.device)) // bytes_per_token(model)
 
 
 def pass_cost(device: torch.device) -> int:

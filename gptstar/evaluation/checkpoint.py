@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import torch
@@ -9,22 +10,41 @@ import torch
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.device import pick_device
 from gptstar.errors import UserError
+from gptstar.evaluation.budget import FAST_TOKENS, read_setting
 from gptstar.model.transformer import GPT
+from gptstar.offload.load import Limits, load_within
+from gptstar.offload.plan import Room
 from gptstar.pretrained.empty import pick_dtype
 from gptstar.pretrained.load import load
 
+UNLIMITED = Limits()
 
-def load_for_evaluation(checkpoint: str | Path, device: str = "auto", dtype: str = "auto") -> tuple[GPT, Tokenizer]:
+
+def load_for_evaluation(
+    checkpoint: str | Path,
+    device: str = "auto",
+    dtype: str = "auto",
+    limits: Limits = UNLIMITED,
+    batch_tokens: str = "auto",
+) -> tuple[GPT, Tokenizer]:
     """What `gptstar.load` takes, in the precision it is to be evaluated in.
 
     dtype: as `gptstar.load` takes it. auto: as saved, but fp32 on a CPU, where half precision is slower. Raises
-    UserError for what cannot be loaded.
+    UserError for what cannot be loaded. limits: of memory; then the plan goes to stderr, and a forward pass reads
+    batch_tokens.
     """
     pick_dtype(dtype)  # refused before a device is looked for
     place = pick_device(device)
+    if limits:
+        size = FAST_TOKENS.get(place.type, FAST_TOKENS["cpu"]) if batch_tokens == "auto" else read_setting(batch_tokens)
+        return load_within(checkpoint, place, dtype, limits, lambda *_: Room(2 * size, size, size), _say)
     model, tokenizer = load(checkpoint, place, dtype)
     half = model.dtype in (torch.bfloat16, torch.float16)
     return model.float() if dtype == "auto" and half and place.type == "cpu" else model, tokenizer
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def context_length(model: GPT, wanted: int | None) -> int:

@@ -25,6 +25,7 @@ from gptstar.evaluation.report import write_markdown
 from gptstar.evaluation.results import read_results, write_results
 from gptstar.evaluation.store import RequestStore, fingerprint
 from gptstar.model.transformer import GPT
+from gptstar.offload.load import Limits
 from gptstar.quantization.quantize import KINDS
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class EvaluateConfig:
     max_length    tokens the model reads at once; null: its own context
     batch_tokens  tokens a forward pass; auto: what memory holds and the device is fast at
     dtype         auto (as saved), fp32, bf16, fp16, int8 or int4
+    memory_budget, gpu_memory_budget, quantized_dir  as `sample.py` takes them
     """
 
     checkpoint: str = "???"  # must be given
@@ -62,6 +64,9 @@ class EvaluateConfig:
     batch_tokens: str = "auto"
     device: str = "auto"
     dtype: str = "auto"
+    memory_budget: str | None = None
+    gpu_memory_budget: str | None = None
+    quantized_dir: str | None = None
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -91,7 +96,10 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> Evaluati
     folder = Path(config.output_dir).expanduser() if config.output_dir else evaluation_folder(config.checkpoint)
     read_results(folder / "results.json")  # refuses one it could not add to
     tasks = _load_tasks(config)
-    model, tokenizer = load_for_evaluation(config.checkpoint, config.device, config.dtype)
+    limits = Limits(config.memory_budget, config.gpu_memory_budget, config.quantized_dir)
+    model, tokenizer = load_for_evaluation(
+        config.checkpoint, config.device, config.dtype, limits, config.batch_tokens
+    )
     length = context_length(model, config.max_length)
     weights = fingerprint(model, tokenizer, max_length=length, device=model.device.type)
     jobs: dict[str, Job] = {}

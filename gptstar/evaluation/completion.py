@@ -7,8 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from gptstar.device import free_memory
-from gptstar.evaluation.budget import SHARE, bytes_per_token
+from gptstar.evaluation.budget import tokens_that_fit
 from gptstar.evaluation.forward import hidden_states, logits_of
 from gptstar.model.transformer import GPT
 
@@ -34,7 +33,7 @@ def complete(
     prompts are finished are left out.
     """
     device = model.device
-    memory = int(SHARE * free_memory(device)) // bytes_per_token(model)
+    memory = tokens_that_fit(model)
     todo = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     while todo:
         longest = len(prompts[todo[0]])

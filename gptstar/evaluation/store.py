@@ -18,6 +18,7 @@ from torch import Tensor
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import UserError
 from gptstar.model.transformer import GPT
+from gptstar.offload.stream import layers_of
 
 
 class RequestStore:
@@ -71,6 +72,9 @@ def fingerprint(model: GPT, tokenizer: Tokenizer, **settings: Any) -> str:
     """A hash of weights, architecture, tokenizer and settings."""
     digest = hashlib.sha256(json.dumps([asdict(model.config), settings], sort_keys=True).encode())
     digest.update(tokenizer.fingerprint().encode())
+    layers = layers_of(model)
+    if layers is not None:  # to read all of them again takes minutes
+        digest.update(layers.identity.encode())
     weights = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
     for name, tensor in sorted((weights | dict(model.named_buffers())).items()):  # buffers: quantised weights
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -21,15 +22,21 @@ from gptstar.generation.draft import Draft, PromptLookup
 from gptstar.generation.engine import Engine
 from gptstar.generation.generate import Generation, generate_detailed, generate_stream
 from gptstar.generation.interactive import converse
-from gptstar.generation.many import continue_many, read_requests, submit_many
+from gptstar.generation.many import Request, continue_many, read_requests, submit_many
 from gptstar.generation.randomness import fresh_seed
 from gptstar.generation.settings import SamplingSettings
 from gptstar.generation.speculation import DraftModel, same_tokenizer
+from gptstar.model.choices import longest
+from gptstar.model.config import ModelConfig
 from gptstar.model.describe import cache_bytes_per_token
 from gptstar.model.transformer import GPT
+from gptstar.offload.load import Limits, load_within
+from gptstar.offload.plan import Room
+from gptstar.offload.speed import Speed
 from gptstar.pretrained.load import load
 from gptstar.progress import progress
 
+MAX_ROWS = 32  # lines of prompts that are written at a time
 ALWAYS_SAID = ("checkpoint", "prompt", "max_new_tokens", "temperature", "top_p", "seed")
 
 
@@ -50,7 +57,9 @@ class SampleConfig(SamplingSettings):
     n_draft      tokens guessed at a time, at most
     compile      takes a while at the start, and then less time a token
     memory_budget  what the process may take in all, as in 16GiB; what does not fit stays on disk and is read for each
-                 token. On a CPU; the plan goes to stderr
+                 token. The plan goes to stderr, and how fast it was
+    gpu_memory_budget  what it may take of the GPU's memory
+    quantized_dir  where the copy of a model that is quantised under a budget is kept; null: ~/.cache/gptstar/quantized
     """
 
     checkpoint: str = "???"  # must be given
@@ -65,6 +74,8 @@ class SampleConfig(SamplingSettings):
     n_draft: int = 6
     compile: bool = False
     memory_budget: str | None = None
+    gpu_memory_budget: str | None = None
+    quantized_dir: str | None = None
     max_new_tokens: int = 200
     temperature: float = 0.8
     top_p: float | None = 0.95
@@ -93,8 +104,7 @@ def _continue_lines(config: SampleConfig, model: GPT, tokenizer: Tokenizer, deco
     if config.seed is None:
         config.seed = fresh_seed()
     requests = read_requests(Path(config.prompts), config, tokenizer.vocab_size)
-    longest = max(len(tokenizer.encode(r.values["prompt"])) + r.wish.max_new_tokens + 1 for r in requests)
-    capacity, total = min(longest, model.longest or longest), sum(r.wish.n for r in requests)
+    capacity, total = _longest(requests, tokenizer, model.longest), sum(r.wish.n for r in requests)
     a_row = capacity * cache_bytes_per_token(model.config, model.dtype.itemsize)
     fits = int(0.5 * free_memory(model.device)) // a_row  # the other half is for what a round computes
     if not fits:
@@ -102,12 +112,15 @@ def _continue_lines(config: SampleConfig, model: GPT, tokenizer: Tokenizer, deco
             f"prompts={config.prompts}: the longest line needs {capacity} tokens with its continuation, and "
             f"{a_row / 2**30:.1f} GiB for them: lower its max_new_tokens"
         )
-    engine = Engine(model, tokenizer, max_rows=min(32, total, fits), capacity=capacity, decoder=decoder)
+    engine = Engine(model, tokenizer, max_rows=min(MAX_ROWS, total, fits), capacity=capacity, decoder=decoder)
     numbers = submit_many(engine, requests)
     print(command_line(config), file=sys.stderr)
     console = Console(stderr=True)
     with Path(config.output).open("x", encoding="utf-8") as out, progress(console, "prompts", total) as advance:
-        continue_many(engine, requests, numbers, out, advance)
+        speed = Speed(model)
+        n_token = continue_many(engine, requests, numbers, out, advance)
+    if speed.streams:
+        print(speed.since(n_token), file=sys.stderr)
 
 
 def sample(config: SampleConfig, out: TextIO | None = None) -> str:
@@ -123,15 +136,18 @@ def sample(config: SampleConfig, out: TextIO | None = None) -> str:
     print(command_line(config), file=sys.stderr)
     if config.n == 1 and config.logprobs is None:
         stream = generate_stream(model, tokenizer, prompt, config, decoder)
-        pieces = []
-        for piece in chain([tokenizer.decode(tokenizer.encode(prompt))], stream):
-            pieces.append(piece)
+        start = tokenizer.decode(tokenizer.encode(prompt))
+        speed = Speed(model)
+        pieces = _slowly(start, stream, speed) if speed.streams else chain([start], stream)
+        written = []
+        for piece in pieces:
+            written.append(piece)
             if out is not None:
                 print(piece, end="", file=out, flush=True)
         if out is not None:
             print(file=out)
         _report(decoder)
-        return "".join(pieces)
+        return "".join(written)
     done = generate_detailed(model, tokenizer, prompt, config, decoder)
     _report(decoder)
     texts = [one.prompt + one.text + _table(one, tokenizer) for one in done]
@@ -140,6 +156,22 @@ def sample(config: SampleConfig, out: TextIO | None = None) -> str:
     if out is not None:
         print("\n\n".join(texts), file=out)
     return "\n\n".join(texts)
+
+
+def _slowly(start: str, stream: Iterator[str], speed: Speed) -> Iterator[str]:
+    """A line on stderr for each piece of text, which may take seconds."""
+    on_screen = sys.stdout.isatty() and sys.stderr.isatty()
+    pieces = [start]
+    if not on_screen:
+        yield start
+    for piece in stream:
+        print(f"{piece!r}: {speed.since()}", file=sys.stderr, flush=True)
+        if on_screen:
+            pieces.append(piece)  # the lines show it already: all of it comes at the end, in one piece
+        else:
+            yield piece
+    if on_screen:
+        yield "".join(pieces)
 
 
 def _report(decoder: Decoder) -> None:
@@ -156,8 +188,8 @@ def _check_sources(config: SampleConfig) -> None:
         raise UserError(f"{' and '.join(given)} are given: one of them is enough")
     if config.draft is not None and (config.interactive or config.prompts is not None):
         raise UserError("draft speeds up a single sample: leave it out with prompts and interactive")
-    if config.memory_budget is not None and (config.compile or config.prompts is not None or config.interactive):
-        raise UserError("memory_budget is for a single sample so far: leave compile, prompts and interactive out")
+    if _limits(config) and config.compile:
+        raise UserError("a model under a memory budget cannot be compiled: leave compile out")
     if config.n_draft < 1:
         raise UserError(f"n_draft={config.n_draft} must be at least 1")
     if config.interactive and config.prompt_file == "-":
@@ -199,20 +231,39 @@ def _read(name: str) -> str:
 
 def _load(config: SampleConfig) -> tuple[GPT, Tokenizer, Decoder]:
     device = pick_device(config.device)
-    if config.memory_budget is None:
-        model, tokenizer = load(config.checkpoint, device, config.dtype)
-    else:
-        from gptstar.offload.load import load_within
-
+    limits = _limits(config)
+    if limits:
         model, tokenizer = load_within(
             config.checkpoint,
             device,
             config.dtype,
-            config.memory_budget,
-            lambda tokenizer: config.n * (len(tokenizer.encode(config.prompt or "")) + config.max_new_tokens + 1),
-            lambda plan: print(plan, file=sys.stderr),
+            limits,
+            lambda tokenizer, model_config: Room(_tokens(config, tokenizer, model_config)),
+            lambda text: print(text, file=sys.stderr, flush=True),
         )
+    else:
+        model, tokenizer = load(config.checkpoint, device, config.dtype)
     return model, tokenizer, Decoder(model, config.compile, _draft(config, tokenizer, device))
+
+
+def _limits(config: SampleConfig) -> Limits:
+    return Limits(config.memory_budget, config.gpu_memory_budget, config.quantized_dir)
+
+
+def _tokens(config: SampleConfig, tokenizer: Tokenizer, model: ModelConfig) -> int:
+    """Of all sequences that are there at a time, prompts included."""
+    if config.interactive:
+        return longest(model) or 2 * model.context
+    if config.prompts is None:
+        return config.n * (len(tokenizer.encode(config.prompt or "")) + config.max_new_tokens + 1)
+    requests = read_requests(Path(config.prompts), config, tokenizer.vocab_size)
+    return min(MAX_ROWS, sum(r.wish.n for r in requests)) * _longest(requests, tokenizer, longest(model))
+
+
+def _longest(requests: list[Request], tokenizer: Tokenizer, most: int | None) -> int:
+    """Tokens of the longest of several lines, with its continuation."""
+    found = max(len(tokenizer.encode(r.values["prompt"])) + r.wish.max_new_tokens + 1 for r in requests)
+    return min(found, most or found)
 
 
 def _draft(config: SampleConfig, tokenizer: Tokenizer, device: torch.device) -> Draft | None:

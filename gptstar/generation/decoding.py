@@ -27,9 +27,9 @@ from gptstar.fast_linear import fast_linear
 from gptstar.generation.draft import Draft
 from gptstar.model.cache import KeyValueCache
 from gptstar.model.transformer import GPT
+from gptstar.offload.stream import READ_AT_ONCE, layers_of
 from gptstar.row_attention import RowAttention
 
-# Tokens of a prompt that are read at a time: what a layer makes of them takes memory, and more are hardly faster.
 PIECE, GPU_PIECE = 128, 512
 PAGE = 64  # keys are shown to a compiled step in multiples of it, so that shapes seldom change
 GPU_PAGE = 256  # each is a recording of its own there
@@ -48,13 +48,20 @@ class Decoder:
     draft: what guesses tokens ahead where one sequence is decoded (`speculation.py`); None: nothing.
     compiled: takes a while the first time (torch keeps what it made on disk), and then less time a token. The numbers
     are the same but for rounding.
+    piece: tokens of a prompt that are read at a time. What a layer makes of them takes memory, and more are hardly
+    faster, but where a pass is expensive in itself (a model read from disk, `offload`).
+    shared: whether a pass is, so that several sequences should go through it together (`read_many`).
     """
 
     def __init__(self, model: GPT, compiled: bool = False, draft: Draft | None = None) -> None:
         self.model, self.compiled, self.draft = model, compiled, draft
+        self.shared = layers_of(model) is not None
+        if compiled and self.shared:
+            raise UserError("a model under a memory budget cannot be compiled: leave compile out")
+        self.piece = READ_AT_ONCE if self.shared else GPU_PIECE if model.device.type == "cuda" else PIECE
         model.row_attention = RowAttention
         self._step = _compiled(model) if compiled else _step_of(model)
-        self.recorded = model.device.type == "cuda"
+        self.recorded = model.device.type == "cuda" and not self.shared
         self._pool: Any = None
         self._recordings: WeakKeyDictionary[KeyValueCache, dict[tuple[int, int], Recording]] = WeakKeyDictionary()
 
@@ -99,7 +106,7 @@ class Decoder:
     def read(self, tokens_BT: Tensor, cache: KeyValueCache) -> Tensor:
         """(B, V) scores of what follows the last of tokens (B, T), which continue what the cache has seen."""
         with fast_linear(self.model.device, self.model.dtype):
-            for piece_BT in tokens_BT.split(GPU_PIECE if self.recorded else PIECE, 1):
+            for piece_BT in tokens_BT.split(self.piece, 1):
                 hidden_BTC = self.model.hidden(piece_BT, cache)
             return self.model.logits(hidden_BTC[:, -1])
 
@@ -108,6 +115,12 @@ class Decoder:
         """(T, V) scores of what follows each of T tokens of one row, which continue what the cache has seen."""
         with fast_linear(self.model.device, self.model.dtype):
             return self.model.logits(self.model.hidden(torch.tensor([tokens], device=self.model.device), cache)[0])
+
+    @torch.inference_mode()
+    def read_many(self, parts: list[tuple[Tensor, KeyValueCache]]) -> list[Tensor]:
+        """(B, T, C) hidden states of each of several (tokens (B, T), cache), in one pass over the weights."""
+        with fast_linear(self.model.device, self.model.dtype):
+            return self.model.hidden_of_many(parts)
 
     def _run(self, token_B: Tensor, slot_B1: Tensor, kept: dict[str, list[Tensor]], n_key: int) -> Tensor:
         keys_S = torch.arange(n_key, device=token_B.device)

@@ -29,6 +29,7 @@ from gptstar.generation.penalties import History
 from gptstar.generation.randomness import fresh_seed, sequence_seed
 from gptstar.generation.sampling import Sampler
 from gptstar.generation.settings import SamplingSettings
+from gptstar.model.cache import KeyValueCache
 from gptstar.model.transformer import GPT
 
 PIECE = 128  # prompt tokens that one sequence reads at a time while others wait
@@ -173,6 +174,8 @@ class Engine:
     def step(self) -> list[Event]:
         """One round."""
         self.rounds += 1
+        if self.decoder.shared:
+            return self._shared_step()
         events = self._write() if self.writing else []
         events += self._empty()
         left = self.budget - len(self.writing)
@@ -182,13 +185,54 @@ class Engine:
             n_token = min(PIECE, max(left, 1), len(sequence.tokens) - sequence.n_read)
             logits = self._read(sequence, n_token)
             left -= n_token
-            if sequence.n_read < len(sequence.tokens):
-                self.reading.append(sequence)
-            elif sequence.continuation.finish_reason is None:
-                events += self._begin(sequence, logits)
-            else:  # only the prompt was asked about
-                events.append(self._event(sequence, "", [], [], sequence.finished()))
+            events += self._has_read(sequence, logits)
         return events
+
+    def _shared_step(self) -> list[Event]:
+        """A round in one pass over the weights, whoever writes and reads: there a pass is what takes the time."""
+        events, writing = self._empty(), list(self.writing)
+        parts: list[tuple[Tensor, KeyValueCache]] = []
+        if writing:
+            self.cache.n_active = len(writing)
+            parts.append((torch.tensor([[s.tokens[-1]] for s in writing], device=self.device), self.cache))
+        left = self.budget - len(writing)
+        self._admit()
+        reading: list[tuple[Sequence, list[int], KeyValueCache]] = []
+        while left > 0 and self.reading:
+            sequence = self.reading.popleft()
+            self._take_over(sequence)
+            piece = sequence.tokens[sequence.n_read :][:left]
+            left -= len(piece)
+            reading.append((sequence, piece, self.cache.row(sequence.row)))
+        parts += [(torch.tensor([piece], device=self.device), cache) for _, piece, cache in reading]
+        hidden = self.decoder.read_many(parts) if parts else []
+        last = self.model.logits(torch.cat([x_BTC[:, -1] for x_BTC in hidden])) if hidden else torch.empty(0)
+        logits_BV = last[:, : self.tokenizer.vocab_size]
+        for sequence, piece, cache in reading:
+            self.cache.lengths[sequence.row] = cache.length
+            self.contents[sequence.row] += piece
+        for (sequence, piece, _), x_BTC in zip(reading, hidden[len(parts) - len(reading) :], strict=True):
+            if sequence.prompt_logprobs is not None:
+                self._score(sequence, self.model.logits(x_BTC[0])[:, : self.tokenizer.vocab_size])
+            sequence.n_read += len(piece)
+        self.reading.extendleft(sequence for sequence, _, _ in reversed(reading))  # so that rows are moved with them
+        if writing:
+            events += self._wrote(writing, logits_BV[: len(writing)])
+        for i, (sequence, _, _) in enumerate(reading, len(writing)):
+            self.reading.popleft()
+            events += self._has_read(sequence, logits_BV[i : i + 1])
+        return events
+
+    def _has_read(self, sequence: Sequence, logits_BV: Tensor) -> list[Event]:
+        """What follows a piece of a prompt: another one, the first token, or nothing, if only the prompt was asked
+        about.
+        """
+        if sequence.n_read < len(sequence.tokens):
+            self.reading.append(sequence)
+            return []
+        if sequence.continuation.finish_reason is None:
+            return self._begin(sequence, logits_BV)
+        return [self._event(sequence, "", [], [], sequence.finished())]
 
     def _event(
         self, sequence: Sequence, text: str, tokens: list[int], logprobs: list[TokenLogprob], done: Generation | None
@@ -209,7 +253,10 @@ class Engine:
         sequences = list(self.writing)
         self.cache.n_active = len(sequences)
         last_B = torch.tensor([s.tokens[-1] for s in sequences], device=self.device)
-        logits_BV = self.decoder(last_B, self.cache)[:, : self.tokenizer.vocab_size]
+        return self._wrote(sequences, self.decoder(last_B, self.cache)[:, : self.tokenizer.vocab_size])
+
+    def _wrote(self, sequences: list[Sequence], logits_BV: Tensor) -> list[Event]:
+        """Chooses what follows, once the last tokens have been read."""
         for sequence in sequences:
             self.contents[sequence.row].append(sequence.tokens[-1])
             sequence.n_read += 1

@@ -72,13 +72,17 @@ def submit_many(engine: Engine, requests: list[Request]) -> list[int]:
 
 def continue_many(
     engine: Engine, requests: list[Request], numbers: list[int], out: TextIO, advance: Callable[[int], Any]
-) -> None:
-    """Writes a line as soon as it and all before it are finished; tells `advance` how many sequences are done."""
+) -> int:
+    """Writes a line as soon as it and all before it are finished; tells `advance` how many sequences are done.
+
+    How many tokens were written.
+    """
     lines = dict(zip(numbers, requests, strict=True))
     wanted = [(number, index) for number, request in lines.items() for index in range(request.wish.n)]
     done: dict[tuple[int, int], Generation] = {}
-    written = 0
+    written = n_token = 0
     for event in engine.run():
+        n_token += len(event.tokens)
         if event.done is None:
             continue
         done[event.request, event.index] = event.done
@@ -89,6 +93,7 @@ def continue_many(
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
             written += 1
         out.flush()
+    return n_token
 
 
 def _line(request: Request, index: int, made: Generation) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -99,10 +100,53 @@ class GPT(nn.Module):
         document_BT: a number for each token's document: attention stays within it. Without a cache only.
         """
         assert document_BT is None or cache is None
-        n_token, device = tokens_BT.shape[1], tokens_BT.device
+        n_token = tokens_BT.shape[1]
         if cache is not None and not cache.make_room(n_token):  # more than layers with a window can take at once
             pieces = [self.hidden(piece, cache, padding_B) for piece in tokens_BT.split(cache.slack, 1)]
             return torch.cat(pieces, 1)
+        x_BTC, sights = self._enter(tokens_BT, cache, padding_B, document_BT)
+        embedding_BTC = x_BTC if self.config.embedding_shortcut else None
+        value_BKTD: Tensor | None = None
+        recomputed = self.recomputed if torch.is_grad_enabled() and cache is None else 0
+        for layer, sight in enumerate(sights):
+            below = (layer, x_BTC, embedding_BTC, value_BKTD, sight, cache)
+            if layer < recomputed:  # Chen et al., arXiv:1604.06174
+                x_BTC, value_BKTD = checkpoint(self._layer, *below, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x_BTC, value_BKTD = self._layer(*below)
+        if cache is not None:
+            cache.advance(n_token)
+        return self._leave(x_BTC)
+
+    def hidden_of_many(self, parts: Sequence[tuple[Tensor, KeyValueCache]]) -> list[Tensor]:
+        """`hidden` of sequences that differ in length, (B, T) tokens and a cache each, a layer of all at a time.
+
+        For weights that are expensive to get to; the numbers are those of one call after the other.
+        """
+        found: list[Tensor | None] = [None] * len(parts)
+        entered = []
+        for i, (tokens_BT, cache) in enumerate(parts):
+            if cache.make_room(tokens_BT.shape[1]):
+                x_BTC, sights = self._enter(tokens_BT, cache, None, None)
+                entered.append((i, x_BTC if self.config.embedding_shortcut else None, sights, cache))
+                found[i] = x_BTC
+            else:  # layers with a window take it in pieces
+                found[i] = self.hidden(tokens_BT, cache)
+        values: dict[int, Tensor | None] = {i: None for i, *_ in entered}
+        for layer in range(self.config.n_layer):
+            for i, embedding_BTC, sights, cache in entered:
+                below = (layer, cast(Tensor, found[i]), embedding_BTC, values[i], sights[layer], cache)
+                found[i], values[i] = self._layer(*below)
+        for i, _, _, cache in entered:
+            cache.advance(parts[i][0].shape[1])
+            found[i] = self._leave(cast(Tensor, found[i]))
+        return cast(list[Tensor], found)
+
+    def _enter(
+        self, tokens_BT: Tensor, cache: KeyValueCache | None, padding_B: Tensor | None, document_BT: Tensor | None
+    ) -> tuple[Tensor, list[Sight]]:
+        """What the first layer reads, and what each may see."""
+        n_token, device = tokens_BT.shape[1], tokens_BT.device
         n_key = n_token if cache is None else cache.n_key(n_token)
         self._check_length(n_key, padding_B)
         slot = torch.arange(n_token, device=device) if cache is None else cache.slots(n_token, device)
@@ -111,17 +155,10 @@ class GPT(nn.Module):
         for scheme in self._schemes().values():
             x_BTC = scheme.embed(x_BTC, position)
         x_BTC = self.embedding_norm(x_BTC)
-        embedding_BTC = x_BTC if self.config.embedding_shortcut else None
-        value_BKTD: Tensor | None = None
-        recomputed = self.recomputed if torch.is_grad_enabled() and cache is None else 0
-        for layer, sight in enumerate(self._sights(x_BTC, slot, n_key, padding_B, cache, document_BT)):
-            below = (layer, x_BTC, embedding_BTC, value_BKTD, sight, cache)
-            if layer < recomputed:  # Chen et al., arXiv:1604.06174
-                x_BTC, value_BKTD = checkpoint(self._layer, *below, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x_BTC, value_BKTD = self._layer(*below)
-        if cache is not None:
-            cache.advance(n_token)
+        return x_BTC, self._sights(x_BTC, slot, n_key, padding_B, cache, document_BT)
+
+    def _leave(self, x_BTC: Tensor) -> Tensor:
+        """What the head reads."""
         ratio, normed_BTC = self.config.width_ratio, self.norm(x_BTC)
         return normed_BTC if ratio == 1 else normed_BTC / ratio
 

@@ -44,7 +44,8 @@ class StoredBinding:
             if isinstance(homes[0], Home):
                 for matrix, source in _sources(piece, cast(list[Home], homes)):
                     self._sources.setdefault(matrix, []).append(source)
-        self._orders = {matrix: _order(sources) for matrix, sources in self._sources.items()}
+        device = next(block.parameters()).device
+        self._orders = {matrix: _order(sources, device) for matrix, sources in self._sources.items()}
 
     @torch.no_grad()
     def bind(self, layer: int, pieces: list[Piece], tensors: list[list[Tensor]], first: bool) -> None:
@@ -77,27 +78,27 @@ def _sources(piece: Piece, homes: list[Home]) -> Iterator[tuple[StoredMatrix, _S
     storages = {tensor.untyped_storage()._cdata for tensor in theirs}
     if all(tensor.untyped_storage()._cdata in storages for tensor in made):
         for number, home in enumerate(homes):
-            yield home.matrix, _Source(piece.ours, home.start, number, n_row=len(made[number]))
+            yield cast(StoredMatrix, home.matrix), _Source(piece.ours, home.start, number, n_row=len(made[number]))
         return
     heights = [place.shape[0] for place in piece.places]
     numbers = [torch.arange(sum(heights[:i]), sum(heights[: i + 1]))[:, None] for i in range(len(heights))]
     rows = list(piece.merge(numbers))
+    matrix = cast(StoredMatrix, homes[0].matrix)
     if len(homes) == 1 and rows[0].shape == (heights[0], len(heights)):  # side by side
         order = rows[0][:, 0]
         if torch.equal(rows[0], torch.stack([order + sum(heights[:i]) for i in range(len(heights))], 1)):
-            yield homes[0].matrix, _Source(piece.ours, homes[0].start, None, True, order, len(order))
+            yield matrix, _Source(piece.ours, homes[0].start, None, True, order, len(order))
             return
     order = torch.cat(rows) if all(row.shape[1:] == (1,) for row in rows) else torch.empty(0)
-    together = all(
-        a.matrix is b.matrix and a.start + len(a_rows) == b.start
-        for a, b, a_rows in zip(homes, homes[1:], rows, strict=False)
-    )
+    ends = [home.start + len(own) for home, own in zip(homes, rows, strict=True)]
+    together = all(home.matrix is homes[0].matrix for home in homes)
+    together = together and [home.start for home in homes[1:]] == ends[:-1]
     if len(order) != sum(heights) or not together:
         raise UserError(f"{piece.name} cannot be read in place: leave memory_budget out")
-    yield homes[0].matrix, _Source(piece.ours, homes[0].start, None, False, order[:, 0], len(order))
+    yield matrix, _Source(piece.ours, homes[0].start, None, False, order[:, 0], len(order))
 
 
-def _order(sources: list[_Source]) -> Tensor | None:
+def _order(sources: list[_Source], device: torch.device) -> Tensor | None:
     """Where each row of a matrix is among those of all its parts; None where that is the same place."""
     sources.sort(key=lambda source: source.start)
     before, orders = 0, []
@@ -106,4 +107,4 @@ def _order(sources: list[_Source]) -> Tensor | None:
         orders.append(own + before)
         before += source.n_row
     order = torch.cat(orders)
-    return None if torch.equal(order, torch.arange(len(order))) else order
+    return None if torch.equal(order, torch.arange(len(order))) else order.to(device)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 from rich.console import Console
@@ -23,7 +23,7 @@ from gptstar.model.transformer import GPT
 from gptstar.offload.binding import StoredBinding
 from gptstar.offload.layers import OnDisk, find_layers
 from gptstar.offload.matrix import StoredTable, prepare_stored
-from gptstar.offload.plan import BUFFERS, READ_AT_ONCE, SLACK, Plan, make_plan, memory_in_use, whole_bytes
+from gptstar.offload.plan import BUFFERS, SLACK, Plan, Room, make_plan, memory_in_use, whole_bytes
 from gptstar.offload.quantized import (
     QuantizedBinding,
     QuantizedOnDisk,
@@ -41,6 +41,7 @@ from gptstar.quantization.quantize import prepare_quantized
 from gptstar.sizes import parse_bytes, say_bytes
 
 Say = Callable[[str], object]
+DEFAULT_ROOM = Room(512)
 
 
 @dataclass(frozen=True)
@@ -90,25 +91,18 @@ class Offloaded:
         self.disk.close()
 
 
-def layers_of(model: GPT) -> Layers | None:
-    """Those of a model that was loaded under a budget; None where all of it was loaded as usual."""
-    block = model.blocks[0] if len(model.blocks) else None
-    return block.layers if isinstance(block, StreamedBlock) else None
-
-
 def load_within(
     source: str | Path,
     device: torch.device,
     dtype: str | None,
     limits: Limits,
-    n_token: Callable[[Tokenizer, ModelConfig], int],
+    room: Callable[[Tokenizer, ModelConfig], Room],
     say: Say,
-    at_once: int = READ_AT_ONCE,
 ) -> tuple[GPT, Tokenizer]:
     """What `gptstar.load` gives, within so much memory: whole where that fits, else layers stay on disk.
 
-    n_token: tokens of all sequences that are to be read and written. at_once: those of one pass. say: is told the plan
-    before anything is read. Raises UserError as `load_under_budget` does, and for what cannot be had under a budget.
+    room: for how many tokens. say: is told the plan before anything is read. Raises UserError as `load_under_budget`
+    does, and for what cannot be had under a budget.
     """
     memory, gpu = limits.check(device)
     kept = pick_dtype(dtype)
@@ -118,10 +112,10 @@ def load_within(
             "so leave dtype out (or int8, int4)"
         )
     found = find_layers(source)
-    tokens = n_token(found.tokenizer, found.config)
+    wanted = room(found.tokenizer, found.config)
     if not isinstance(kept, str):
         computed = kept or (torch.float32 if device.type == "cpu" else found.dtype)
-        needed = whole_bytes(found, computed, tokens)
+        needed = whole_bytes(found, computed, wanted.n_token)
         if gpu is None:
             fits = memory is None or needed <= memory
         else:
@@ -130,7 +124,7 @@ def load_within(
             say(f"all of it fits: {say_bytes(needed)}")
             return load(source, device, computed)
     folder = Path(limits.quantized_dir).expanduser() if limits.quantized_dir else default_folder()
-    made = load_under_budget(source, memory, kept, tokens, True, say, device, gpu, folder, at_once)
+    made = load_under_budget(source, memory, kept, wanted, True, say, device, gpu, folder)
     return made.model, made.tokenizer
 
 
@@ -139,20 +133,19 @@ def load_under_budget(
     source: str | Path,
     budget: int | None,
     dtype: torch.dtype | str | None = None,
-    n_token: int = 512,
+    room: Room = DEFAULT_ROOM,
     direct: bool = True,
     say: Say = lambda text: None,
     device: torch.device | str = "cpu",
     gpu_budget: int | None = None,
     quantized_dir: Path | None = None,
-    at_once: int = READ_AT_ONCE,
 ) -> Offloaded:
     """A model of which as many layers stay in memory as `budget` bytes allow, in evaluation mode.
 
     source: as `gptstar.load` takes it. dtype: int8 or int4, whose copies are kept in `quantized_dir`; on a GPU what is
     computed in (None: as stored). On a CPU that is fp32, whatever the weights are stored in, and the numbers are those
-    of the model loaded whole in fp32. n_token: tokens of all sequences that its cache is to hold. at_once: tokens of a
-    pass. direct: disk reads go past the system's page cache. say: is told the plan before weights are read.
+    of the model loaded whole in fp32. room: for how many tokens. direct: disk reads go past the system's page cache.
+    say: is told the plan before weights are read.
     Raises UserError for what cannot be read, and for a budget that is too small for a layer at a time.
     """
     device = torch.device(device)
@@ -168,7 +161,8 @@ def load_under_budget(
         if device.type != "cpu" and not isinstance(dtype, torch.dtype):
             computed = torch.bfloat16 if isinstance(dtype, str) else found.dtype
         copier = Copier(device) if device.type == "cuda" else None
-        plan = make_plan(found, computed, budget, n_token, disk, gpu_budget, at_once=at_once)
+        link = copier.speed if copier else lambda: math.inf
+        plan = make_plan(found, computed, budget, room, disk, gpu_budget, link)
         say(str(plan))
         with torch.device("meta"):
             model = without_blocks(found.config)
@@ -185,6 +179,7 @@ def load_under_budget(
             layers = Layers(found.layers, block, bind, resident, disk, BUFFERS)
         else:
             layers = StagedLayers(found.layers, block, bind, resident, disk, BUFFERS + 1, set(plan.on_gpu), copier)
+        layers.limit, layers.room = plan.seconds, room
         total = sum(layers.extents[n].n_byte for n in (*plan.on_gpu, *plan.resident))
         with progress(Console(stderr=True), "reading weights", total) as advance:
             layers.fill(advance)
@@ -247,12 +242,3 @@ def _fill_outside(model: GPT, found: OnDisk, computed: torch.dtype, device: torc
         buffer = new_buffer(extent.n_byte)
         disk.read(extent, buffer)
         piece.fill([extent.tensor(place, buffer) for place in piece.places], targets)
-
-
-def said(model: GPT) -> str | None:
-    """How fast passes over a model with layers on disk have been, and how near to what limits them; else None."""
-    layers = layers_of(model)
-    if layers is None or not layers.passes:
-        return None
-    last = cast(float, layers.passes[-1].seconds)
-    return f"{last:.3g} s"

@@ -97,9 +97,8 @@ def product(x: Tensor, pieces: Sequence[Tensor], side_by_side: bool) -> Tensor:
     if x.device.type != "cpu":
         if side_by_side:
             parts = x.split([piece.shape[1] for piece in pieces], -1)
-            return sum(
-                (F.linear(a, b.to(x.dtype)) for a, b in zip(parts, pieces, strict=True)), torch.zeros_like(x[..., :1])
-            )
+            products = [F.linear(a, b.to(x.dtype)) for a, b in zip(parts, pieces, strict=True)]
+            return products[0] if len(products) == 1 else torch.stack(products).sum(0)
         return torch.cat([F.linear(x, piece.to(x.dtype)) for piece in pieces], -1)
     wide = x.float().contiguous()
     if matvec.takes_pieces(wide, pieces):

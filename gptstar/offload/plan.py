@@ -31,6 +31,7 @@ from gptstar.fast_linear import TILE
 from gptstar.model.describe import cache_bytes_per_token
 from gptstar.offload.layers import OnDisk, Piece
 from gptstar.offload.reading import Disk, Extent, new_buffer
+from gptstar.offload.stream import READ_AT_ONCE
 from gptstar.quantization.int4 import GROUP
 from gptstar.sizes import say_bytes
 
@@ -39,7 +40,6 @@ STAGES = 2  # layers on their way to a GPU
 SLACK = 192 * 2**20  # bytes for what libraries and threads take beside
 GPU_SLACK = 768 * 2**20  # the libraries' own, on a GPU
 SAMPLE = 2**29  # bytes that are read to see how fast that is
-READ_AT_ONCE = 128  # tokens of a prompt whose activations are there together
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Plan:
             speed = f"{say_bytes(part.speed)}/s" if part.n_byte else ""
             numbers = f"{part.n_layer:6} {say_bytes(part.n_byte):>14} {speed:>14} {part.seconds:10.3g} s"
             lines.append(f"  {part.where:10} {numbers}" + ("  <- the slowest" if part is self.bottleneck else ""))
-        lines.append(f"  a token takes about {self.seconds:.2g} s, a batch of {READ_AT_ONCE} tokens longer")
+        lines.append(f"  so a token takes about {self.seconds:.2g} s, and many at once little longer each pass")
         return "\n".join(lines)
 
 
@@ -119,17 +119,30 @@ class Needs:
         return max(self.layers)
 
 
-def needs(found: OnDisk, dtype: torch.dtype, n_token: int, at_once: int = READ_AT_ONCE) -> Needs:
-    """dtype: what is computed in. n_token: of all sequences together. at_once: tokens of a pass."""
+@dataclass(frozen=True)
+class Room:
+    """Tokens that there is to be room for: n_token in caches, of all sequences together, and at_once in a pass, of
+    which n_scored have their scores over the vocabulary there.
+    """
+
+    n_token: int
+    at_once: int = READ_AT_ONCE
+    n_scored: int = 32
+
+
+def needs(found: OnDisk, dtype: torch.dtype, room: Room) -> Needs:
+    """dtype: what is computed in."""
     config, size = found.config, dtype.itemsize
     small = max(sum(p.n_byte for piece in layer for p in piece.places if len(p.shape) < 2) for layer in found.layers)
     widest = 2 * (config.d_model + config.d_feedforward) + 3 * config.d_attention
-    working = n_token * cache_bytes_per_token(config, size) + min(at_once, n_token) * widest * 2 * size
+    at_once = min(room.at_once, room.n_token)
+    working = room.n_token * cache_bytes_per_token(config, size) + at_once * widest * 2 * size
+    working += 3 * min(at_once, room.n_scored) * config.vocab_size * 4
     return Needs(
         [Extent(p for piece in layer for p in piece.places).n_byte for layer in found.layers],
         sum(place.n_byte for piece in found.outside for place in piece.places),
         small * 4,
-        working + 4 * TILE * 2 + 4 * config.vocab_size * size,
+        working + 4 * TILE * 2,
     )
 
 
@@ -137,17 +150,16 @@ def make_plan(
     found: OnDisk,
     dtype: torch.dtype,
     budget: int | None,
-    n_token: int,
+    room: Room,
     disk: Disk,
     gpu_budget: int | None = None,
     link_speed: Callable[[], float] = lambda: math.inf,
-    at_once: int = READ_AT_ONCE,
 ) -> Plan:
-    """dtype: what is computed in. n_token: of all sequences together. link_speed: measures bytes a second to the GPU.
+    """dtype: what is computed in. link_speed: measures bytes a second to the GPU.
 
     Raises UserError where not one layer fits.
     """
-    need = needs(found, dtype, n_token, at_once)
+    need, n_token = needs(found, dtype, room), room.n_token
     every = range(len(need.layers))
     on_gpu: tuple[int, ...] = ()
     gpu_held = 0
@@ -168,9 +180,8 @@ def make_plan(
         resident, held = _fit(need, budget, used, BUFFERS, "memory_budget", n_token, others)
     streamed = [n for n in others if n not in resident]
     from_disk = sum(need.layers[n] for n in streamed)
-    traffic = [
-        Traffic("disk", len(streamed), from_disk, disk_speed(found.layers[streamed[0]], disk) if streamed else 1.0)
-    ]
+    speed = disk_speed(found.layers[streamed[0]], disk) if streamed else 1.0
+    traffic = [Traffic("disk", len(streamed), from_disk, speed)]
     if gpu_budget is None:
         everything = sum(need.layers) + need.outside
         traffic.insert(0, Traffic("memory", len(resident), everything, product_speed(found)))
@@ -179,6 +190,12 @@ def make_plan(
         traffic.insert(0, Traffic("memory", len(resident), moved, link_speed() if moved else 1.0))
         traffic.insert(0, Traffic("GPU", len(on_gpu), sum(need.layers) + need.outside, gpu_speed()))
     return Plan(budget, gpu_budget, len(need.layers), on_gpu, resident, held, gpu_held, tuple(traffic))
+
+
+def least_bytes(found: OnDisk, dtype: torch.dtype, room: Room) -> int:
+    """The smallest memory budget with which this process could run it on a CPU."""
+    need = needs(found, dtype, room)
+    return memory_in_use() + SLACK + need.outside + need.small + need.working + BUFFERS * need.largest
 
 
 def _fit(
@@ -275,9 +292,8 @@ def memory_in_use() -> int:
 
 def whole_bytes(found: OnDisk, dtype: torch.dtype, n_token: int) -> int:
     """What a process takes that loads all of it, in what is computed in."""
-    numbers = [
-        sum(math.prod(p.shape) for piece in part for p in piece.places) for part in (found.outside, *found.layers)
-    ]
+    parts = (found.outside, *found.layers)
+    numbers = [sum(math.prod(place.shape) for piece in part for place in piece.places) for part in parts]
     tokens = n_token * cache_bytes_per_token(found.config, dtype.itemsize)
-    largest = max(place.n_byte for part in (found.outside, *found.layers) for piece in part for place in piece.places)
+    largest = max(place.n_byte for part in parts for piece in part for place in piece.places)
     return memory_in_use() + sum(numbers) * dtype.itemsize + largest + tokens + SLACK

@@ -128,7 +128,7 @@ class QuantizedBinding:
 
 def contents(module: nn.Module) -> dict[str, Tensor]:
     """All that makes a quantised module what it is, by name: parameters, and what its matrices consist of."""
-    found = dict(module.named_parameters())
+    found: dict[str, Tensor] = dict(module.named_parameters())
     for path, child in module.named_modules():
         if isinstance(child, MATRICES):
             found |= {f"{path}.{name}": tensor for name, tensor in child.named_buffers() if tensor.numel()}

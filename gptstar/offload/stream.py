@@ -1,9 +1,9 @@
 """Layers of a model that come from disk while it runs.
 
 A pass needs the layers in order, and the next pass the same again. So the next layers' bytes are always being read
-ahead, into a ring of buffers, and after the last layer comes the first: reading never stops between passes. Some layers'
-bytes stay in memory, always the same ones: in a cyclic order, whatever drops what was used longest ago drops what is
-needed next. One block computes all layers: it is bound to a layer's bytes where they lie.
+ahead, into a ring of buffers, and after the last layer comes the first: reading never stops between passes. The bytes
+of some layers stay in memory, always of the same ones: in a cyclic order, whatever drops what was used longest ago
+drops what is needed next. One block computes all layers: it is bound to a layer's bytes where they lie.
 """
 
 from __future__ import annotations
@@ -13,13 +13,17 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from gptstar.model.attention import Sight
 from gptstar.model.cache import KeyValueCache
+from gptstar.model.transformer import GPT
 from gptstar.offload.layers import Piece
 from gptstar.offload.reading import Disk, Extent, finish, new_buffer
+
+READ_AT_ONCE = 512  # tokens that go through the layers together, at most: what is made of them takes memory
 
 # Makes a layer's tensors a block's weights (`binding.py`, `quantized.py`): its number, its pieces, the tensors of each,
 # and whether they are seen for the first time.
@@ -63,7 +67,16 @@ class Layers:
         self._seen: set[int] = set()
         self._modules = [module for module in block.modules() if hasattr(module, "layer")]
         self.passes: deque[Pass] = deque(maxlen=64)
+        self.n_pass = 0
+        self.limit = 0.0  # seconds that a pass takes by what is slowest alone, as was planned
+        self.room: Any = None  # the plan's
         self._mark = (time.perf_counter(), 0)
+
+    @property
+    def identity(self) -> str:
+        """Which files these weights are in, and as of when."""
+        files = sorted({place.file for layer in self.layers for piece in layer for place in piece.places})
+        return repr([(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files])
 
     def fill(self, advance: Callable[[int], object] = lambda n_byte: None) -> None:
         """Reads what stays, and begins to read the first of what does not. advance: is told bytes."""
@@ -75,7 +88,7 @@ class Layers:
         self._mark = (time.perf_counter(), self.disk.n_byte)
 
     def use(self, layer: int) -> nn.Module:
-        """The block with a layer's weights, until another one is asked for. Raises UserError where it cannot be read."""
+        """The block with a layer's weights, until another is asked for. Raises UserError where it cannot be read."""
         if layer != self._bound:
             self._bound = None
             self._give_back()
@@ -92,6 +105,7 @@ class Layers:
         """Says that a layer has been used, for `passes`."""
         if layer == len(self.layers) - 1:
             now, n_byte = time.perf_counter(), self.disk.n_byte
+            self.n_pass += 1
             self.passes.append(Pass(now - self._mark[0], n_byte - self._mark[1]))
             self._mark = (now, n_byte)
 
@@ -164,3 +178,9 @@ class StreamedBlock(nn.Module):
         y_BTC = self.layers.use(self.layer)(x_BTC, sight, cache)
         self.layers.done(self.layer)
         return y_BTC
+
+
+def layers_of(model: GPT) -> Layers | None:
+    """Those of a model that was loaded under a budget; None where all of it was loaded as usual."""
+    block = model.blocks[0] if len(model.blocks) else None
+    return block.layers if isinstance(block, StreamedBlock) else None

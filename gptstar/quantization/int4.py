@@ -111,7 +111,7 @@ def _int4_linear(x: Tensor, codes: Tensor, pairs: Tensor) -> Tensor:
     """Of several rows, on a CPU: torch.compile calls it as it is."""
     if matvec.takes_few(x):
         return torch.ops.gptstar.matvec_int4(x, codes, pairs)
-    return tiled_linear(x, *pairs.shape[:1], lambda start, end: _dense(codes[start:end], pairs[start:end]))
+    return tiled_linear(x, len(pairs), lambda start, end: _dense(codes[start:end], pairs[start:end]))
 
 
 @_int4_linear.register_fake

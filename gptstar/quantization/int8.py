@@ -93,7 +93,8 @@ def quantization_scale(rows: Tensor) -> Tensor:
 def int_mm_is_exact() -> bool:
     """Whether this processor multiplies int8 matrices without saturating in between, as those without VNNI may."""
     generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randint(0, 2, (n, 512), generator=generator) * (2 * LARGEST) - LARGEST for n in (3, 64))
+    with torch.device("cpu"):  # whatever device is being built for
+        a, b = (torch.randint(0, 2, (n, 512), generator=generator) * (2 * LARGEST) - LARGEST for n in (3, 64))
     try:
         return torch.equal(torch._int_mm(a.to(torch.int8), b.to(torch.int8).t()), (a @ b.t()).to(torch.int32))
     except RuntimeError:

@@ -25,9 +25,9 @@ BLOCK = 2**22  # numbers that are quantised at a time
 class Home:
     """Rows of a quantised matrix, as far as those who fill a state dict use a tensor."""
 
-    def __init__(self, matrix: Matrix, start: int, end: int) -> None:
-        self.matrix, self.start = matrix, start
-        self.shape = torch.Size((end - start, matrix.shape[1]))
+    def __init__(self, matrix: nn.Module, start: int, end: int) -> None:
+        self.matrix, self.start = cast(Matrix, matrix), start
+        self.shape = torch.Size((end - start, self.matrix.shape[1]))
 
     def numel(self) -> int:
         """How many numbers there are."""
@@ -109,19 +109,19 @@ class QuantizedFused(FusedLinear):
     def weight_views(self, tensor: Tensor) -> dict[str, Tensor]:
         """The homes of the parts' weights."""
         if self.join == "inputs":
-            homes = [Home(matrix, 0, matrix.shape[0]) for matrix in cast(list[Matrix], list(self.matrices))]
+            homes = [Home(matrix, 0, cast(Matrix, matrix).shape[0]) for matrix in self.matrices]
         else:
             ends = list(accumulate(self.widths))
-            whole = cast(Matrix, self.matrices[0])
-            homes = [Home(whole, end - width, end) for end, width in zip(ends, self.widths, strict=True)]
+            homes = [Home(self.matrices[0], end - width, end) for end, width in zip(ends, self.widths, strict=True)]
         return cast(dict[str, Tensor], dict(zip(self.parts, homes, strict=True)))
 
 
 class QuantizedTable(TokenTable):
     """The table of tokens in 8 bits, looked up and multiplied with."""
 
-    def __init__(self, table: TokenTable) -> None:
+    def __init__(self, table: TokenTable, kind: str) -> None:
         nn.Module.__init__(self)
+        self.kind = kind  # of the model
         self.num_embeddings, self.embedding_dim = table.num_embeddings, table.embedding_dim
         self.register_buffer("like", torch.empty(0, dtype=table.weight.dtype), persistent=False)
         self.matrix = Int8Matrix(table.num_embeddings, table.embedding_dim)

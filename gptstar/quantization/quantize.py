@@ -11,7 +11,6 @@ from gptstar.errors import UserError
 from gptstar.model.adapters import Adapter
 from gptstar.model.projections import FusedLinear, Linear, TokenTable
 from gptstar.model.transformer import GPT
-from gptstar.quantization.int4 import Int4Matrix
 from gptstar.quantization.int8 import Int8Matrix
 from gptstar.quantization.layers import QuantizedFused, QuantizedLinear, QuantizedTable, new_int4
 
@@ -41,7 +40,7 @@ def _quantized(module: nn.Module, kind: str) -> nn.Module:
     if type(module) is FusedLinear:
         return QuantizedFused(module, new_matrix)
     if type(module) is TokenTable:
-        return QuantizedTable(module)
+        return QuantizedTable(module, kind)
     if isinstance(module, nn.Linear) and type(module) in (nn.Linear, Linear):
         return QuantizedLinear(module, new_matrix)
     return module
@@ -63,6 +62,4 @@ def quantize(model: GPT, kind: str) -> GPT:
 
 def quantization_of(model: GPT) -> str | None:
     """Which kind a model is, or None for one that is not quantised."""
-    if not isinstance(model.embedding, QuantizedTable):
-        return None
-    return "int4" if any(isinstance(module, Int4Matrix) for module in model.modules()) else "int8"
+    return model.embedding.kind if isinstance(model.embedding, QuantizedTable) else None

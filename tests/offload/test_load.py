@@ -17,6 +17,7 @@ from gptstar.errors import UserError
 from gptstar.fast_linear import fast_linear
 from gptstar.offload import plan as planning
 from gptstar.offload.load import load_under_budget
+from gptstar.offload.plan import Room
 from support import tiny_model
 
 TOKENS = torch.tensor([[5, 9, 2, 40, 7], [1, 1, 30, 3, 8]])
@@ -57,13 +58,13 @@ def exact_budgets(monkeypatch):
 def budgets(source: Path, n_token: int = 64) -> tuple[int, int]:
     """The least, and what all layers take."""
     with pytest.raises(UserError, match="is the least") as told:
-        load_under_budget(source, 1, n_token=n_token)
+        load_under_budget(source, 1, room=Room(n_token))
     del told
     low, high = 1, 1 << 40
     while low < high:
         middle = (low + high) // 2
         try:
-            load_under_budget(source, middle, n_token=n_token).close()
+            load_under_budget(source, middle, room=Room(n_token)).close()
             high = middle
         except UserError:
             low = middle + 1
@@ -81,7 +82,7 @@ def test_numbers_are_those_of_the_whole_model(sources, exact_budgets, name):
     least, most = budgets(sources[name])
     expected = whole(TOKENS)
     for budget in (least, most):
-        made = load_under_budget(sources[name], budget, n_token=64)
+        made = load_under_budget(sources[name], budget, room=Room(64))
         assert len(made.plan.resident) == (0 if budget == least else whole.config.n_layer)
         for _ in range(2):
             assert torch.equal(made.model(TOKENS), expected)
@@ -100,7 +101,7 @@ def test_any_budget_gives_the_same_numbers_or_is_refused(sources, exact_budgets,
     source, budget = sources["native"], kilobytes * 1000
     expected = gptstar.load(source)[0](TOKENS)
     try:
-        made = load_under_budget(source, budget, n_token=n_token, direct=direct)
+        made = load_under_budget(source, budget, room=Room(n_token), direct=direct)
     except UserError as error:
         assert "is the least" in str(error)
         return
@@ -111,7 +112,7 @@ def test_any_budget_gives_the_same_numbers_or_is_refused(sources, exact_budgets,
 
 @torch.inference_mode()
 def test_a_pass_that_is_broken_off_does_not_disturb_the_next(sources, exact_budgets):
-    made = load_under_budget(sources["native"], budgets(sources["native"])[0], n_token=64)
+    made = load_under_budget(sources["native"], budgets(sources["native"])[0], room=Room(64))
     expected = made.model(TOKENS)
     cache = made.model.new_cache(2, 4)
     with pytest.raises(ValueError, match="cache"):
@@ -143,7 +144,7 @@ def test_damage_is_told_and_nothing_hangs(sources, exact_budgets, tmp_path):
     with pytest.raises(UserError, match="is cut off"):
         load_under_budget(folder, 1 << 40)
     file.write_bytes(whole)
-    made = load_under_budget(folder, budgets(folder)[0], n_token=64)
+    made = load_under_budget(folder, budgets(folder)[0], room=Room(64))
     file.write_bytes(b"")
     with pytest.raises(UserError, match="has become shorter"):
         for _ in range(9):

@@ -37,6 +37,13 @@ def test_products_are_those_of_the_rounded_numbers():
     assert (made(x) - exact).norm() < 0.02 * exact.norm()
 
 
+def test_whether_products_are_exact_is_asked_of_the_processor_wherever_the_model_is_built():
+    expected = int_mm_is_exact()
+    int_mm_is_exact.cache_clear()
+    with torch.device("meta"):
+        assert int_mm_is_exact() == expected
+
+
 def test_a_row_does_not_depend_on_the_rows_beside_it():
     torch.manual_seed(0)
     made, x = matrix(torch.randn(64, 96)), torch.randn(33, 96)
