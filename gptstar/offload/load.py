@@ -115,7 +115,7 @@ def load_within(
     wanted = room(found.tokenizer, found.config)
     if not isinstance(kept, str):
         computed = kept or (torch.float32 if device.type == "cpu" else found.dtype)
-        needed = whole_bytes(found, computed, wanted.n_token)
+        needed = whole_bytes(found, computed, wanted)
         if gpu is None:
             fits = memory is None or needed <= memory
         else:

@@ -290,10 +290,10 @@ def memory_in_use() -> int:
         return 0
 
 
-def whole_bytes(found: OnDisk, dtype: torch.dtype, n_token: int) -> int:
+def whole_bytes(found: OnDisk, dtype: torch.dtype, room: Room) -> int:
     """What a process takes that loads all of it, in what is computed in."""
     parts = (found.outside, *found.layers)
     numbers = [sum(math.prod(place.shape) for piece in part for place in piece.places) for part in parts]
-    tokens = n_token * cache_bytes_per_token(found.config, dtype.itemsize)
+    working = needs(found, dtype, room).working
     largest = max(place.n_byte for part in parts for piece in part for place in piece.places)
-    return memory_in_use() + sum(numbers) * dtype.itemsize + largest + tokens + SLACK
+    return memory_in_use() + sum(numbers) * dtype.itemsize + largest + working + SLACK

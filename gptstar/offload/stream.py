@@ -70,13 +70,19 @@ class Layers:
         self.n_pass = 0
         self.limit = 0.0  # seconds that a pass takes by what is slowest alone, as was planned
         self.room: Any = None  # the plan's
-        self._mark = (time.perf_counter(), 0)
+        self._mark = self._begun = (time.perf_counter(), 0)  # when the last pass ended and began, bytes read by then
+        self._counted = False  # whether the last layer has been counted since it was bound
 
     @property
     def identity(self) -> str:
         """Which files these weights are in, and as of when."""
         files = sorted({place.file for layer in self.layers for piece in layer for place in piece.places})
         return repr([(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files])
+
+    @property
+    def held(self) -> int:
+        """Bytes of the layers that are in memory, and of the buffers for others."""
+        return sum(map(len, (*self.kept.values(), *self._free, *(buffer for _, buffer, _ in self._ahead))))
 
     def fill(self, advance: Callable[[int], object] = lambda n_byte: None) -> None:
         """Reads what stays, and begins to read the first of what does not. advance: is told bytes."""
@@ -98,16 +104,19 @@ class Layers:
             self._seen.add(layer)
             for module in self._modules:
                 module.layer = layer  # type: ignore[assignment]  # where its keys and values go in a cache
-            self._bound = layer
+            self._bound, self._counted = layer, False
         return self.block
 
     def done(self, layer: int) -> None:
-        """Says that a layer has been used, for `passes`."""
-        if layer == len(self.layers) - 1:
-            now, n_byte = time.perf_counter(), self.disk.n_byte
-            self.n_pass += 1
-            self.passes.append(Pass(now - self._mark[0], n_byte - self._mark[1]))
-            self._mark = (now, n_byte)
+        """Says that a sequence has gone through a layer, for `passes`; several may go through one together."""
+        if layer < len(self.layers) - 1:
+            return
+        if self._counted:
+            self.passes.pop()
+        else:
+            self.n_pass, self._counted, self._begun = self.n_pass + 1, True, self._mark
+        self._mark = (time.perf_counter(), self.disk.n_byte)
+        self.passes.append(Pass(self._mark[0] - self._begun[0], self._mark[1] - self._begun[1]))
 
     def new_buffer(self, n_byte: int) -> Tensor:
         """Memory that is read into."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,8 +20,13 @@ from gptstar.generation.continuation import TooLong
 from gptstar.generation.decoding import Decoder
 from gptstar.generation.engine import Engine
 from gptstar.generation.settings import SamplingSettings
+from gptstar.model.choices import longest
 from gptstar.model.describe import cache_bytes_per_token, parameter_count
 from gptstar.model.transformer import GPT
+from gptstar.offload.layers import find_layers
+from gptstar.offload.load import Limits, alike, load_within
+from gptstar.offload.plan import Room, least_bytes
+from gptstar.offload.stream import READ_AT_ONCE, layers_of
 from gptstar.pretrained.load import load, load_config, saved_dtype
 from gptstar.pretrained.telling import telling
 from gptstar.serving.names import Source, resolve
@@ -31,6 +37,8 @@ from gptstar.serving.worker import FAILED, Job, Worker
 BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.1, "int4": 0.65}  # a weight, scales included
 CUT_SLACK = 64  # tokens: where a text is cut the first ones may differ from those of the whole
 SHARE_FOR_CACHE = 0.8  # of what memory is left once weights are read, where no budget is set
+
+CPU = torch.device("cpu")
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -120,14 +128,33 @@ class Served:
         settings = self.settings
         device = pick_device(settings.device)
         budget = None if settings.memory_budget is None else settings.memory_budget - taken
-        if budget is not None:
-            check_budget(self.source, settings.dtype, budget)
+        if budget is not None and not check_budget(self.source, settings.dtype, budget, device):
+            return self._read_layer_by_layer(device, budget)
         with telling(self._hear):
             model, tokenizer = load(self.source.source, device, settings.dtype)
         left = free_memory(device) * SHARE_FOR_CACHE if budget is None else budget - held_bytes(model)
         capacity = model.longest or 2 * model.config.context
         n_row = rows_that_fit(model, capacity, left, settings.max_rows)
         return Engine(model, tokenizer, n_row, capacity, decoder=Decoder(model, settings.compile))
+
+    def _read_layer_by_layer(self, device: torch.device, budget: float) -> Engine:
+        """With layers on disk, which takes seconds a token; a quarter of the memory at most is for the cache."""
+        settings, config = self.settings, load_config(self.source.source)
+        if settings.compile:
+            raise UserError(f"{self.name} does not fit into MEMORY_BUDGET, and with layers on disk it is not compiled")
+        size = 4 if device.type == "cpu" else 2
+        capacity = longest(config) or 2 * config.context
+        row = capacity * cache_bytes_per_token(config, size)
+        n_row = max(1, min(settings.max_rows, int(0.25 * budget // row)))
+        text = str(settings.memory_budget if device.type == "cpu" else int(budget))
+        limits = Limits(memory=text) if device.type == "cpu" else Limits(gpu=text)
+
+        def say(plan: str) -> None:
+            log.warning("%s does not fit, and stays on disk in part\n%s", self.name, plan)
+
+        room = Room(n_row * capacity, READ_AT_ONCE, READ_AT_ONCE)
+        model, tokenizer = load_within(self.source.source, device, settings.dtype, limits, lambda *_: room, say)
+        return Engine(model, tokenizer, n_row, capacity, READ_AT_ONCE)
 
     def _hear(self, share: float) -> None:
         self.progress = share
@@ -200,7 +227,7 @@ class Models:
             if source.name in self.served:
                 raise UserError(f"two models are called {source.name}: {source.source} and another; rename one folder")
             if settings.memory_budget is not None and source.link is None:  # else it would be fetched to be looked at
-                check_budget(source, settings.dtype, settings.memory_budget)
+                check_budget(source, settings.dtype, settings.memory_budget, pick_device(settings.device))
             self.served[source.name] = Served(source, settings)
 
     async def load(self) -> None:
@@ -235,17 +262,35 @@ class Models:
         return [s.worker for s in self.served.values() if s.state == "ready"]
 
 
-def check_budget(source: Source, dtype: str | None, budget: float) -> None:
-    """Raises UserError, with what would fit, for weights that take more than `budget` bytes."""
+def check_budget(source: Source, dtype: str | None, budget: float, device: torch.device = CPU) -> bool:
+    """Whether weights take no more than `budget` bytes.
+
+    Raises UserError, with what would fit, where they take more and cannot stay on disk in part either.
+    """
     n = parameter_count(load_config(source.source))
     needed = {kind: n * size for kind, size in BYTES.items()}
     kind = dtype or next((name for name, saved in DTYPES.items() if saved == saved_dtype(source.source)), "fp32")
     if needed[kind] <= budget:
-        return
+        return True
+    if device.type in ("cpu", "cuda") and _least(source, dtype, device) <= budget:
+        return False
     fits = [other for other in ("bf16", "int8", "int4") if needed[other] <= budget]
     remedy = f"DTYPE={fits[0]} takes {_amount(needed[fits[0]])}" if fits else "no DTYPE makes it fit"
     takes = f"{source.name} takes {_amount(needed[kind])} in {kind}"
     raise UserError(f"{takes}, and there are {_amount(budget)} of MEMORY_BUDGET: {remedy}")
+
+
+def _least(source: Source, dtype: str | None, device: torch.device) -> float:
+    """Bytes with which a model runs that stays on disk in part, a sequence at a time."""
+    if device.type == "cpu" and dtype in ("bf16", "fp16"):
+        return math.inf
+    try:
+        found = find_layers(source.source)
+        alike(found.config)
+    except UserError:
+        return math.inf
+    capacity = longest(found.config) or 2 * found.config.context
+    return least_bytes(found, torch.float32 if device.type == "cpu" else found.dtype, Room(capacity))
 
 
 def _amount(n_byte: float) -> str:
@@ -254,7 +299,9 @@ def _amount(n_byte: float) -> str:
 
 def held_bytes(model: GPT) -> int:
     """Of weights and buffers."""
-    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    layers = layers_of(model)
+    own = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    return own if layers is None else own + layers.held
 
 
 def rows_that_fit(model: GPT, capacity: int, left: float, wanted: int) -> int:

@@ -34,8 +34,9 @@ class ServerSettings(BaseSettings):
     max_new_tokens          the most that a request may ask for, and what /talk writes. Not set: 11 for /talk;
                             elsewhere what the model can read
     device, dtype, compile  as `sample.py` takes them
-    memory_budget           bytes (20G, 16Gi) that weights and cache may take together; what does not fit is refused
-                            before it is read. Not set: no such check
+    memory_budget           bytes (20G, 16Gi) that weights and cache may take together. A model that does not fit runs
+                            with layers on disk, seconds a token (docs/offload.md); then it is for the whole process,
+                            and what is too small for that is refused before it is read. Not set: no such check
     host, port              where it listens
     max_rows                sequences that are decoded together
     max_queue               sequences that wait; beyond that a request is told to come again (429)

@@ -55,13 +55,15 @@ def collect(engine, events, done):
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("shared", [False, True])
 @settings(max_examples=12)
 @given(data=st.data())
-def test_arrivals_and_cancellations_change_no_text(name, data):
+def test_arrivals_and_cancellations_change_no_text(name, shared, data):
     model = MODELS[name]
     engine = Engine(
         model, TOKENIZER, max_rows=data.draw(st.integers(1, 4)), budget=data.draw(st.sampled_from([1, 5, 64]))
     )
+    engine.decoder.shared = shared  # as where layers come from disk
     asked, done, cancelled = {}, {}, set()
     streamed: dict[tuple[int, int], str] = {}
     for _ in range(data.draw(st.integers(1, 8))):
@@ -228,3 +230,16 @@ def test_events_carry_every_token_that_was_chosen():
     for index, tokens in chosen.items():
         assert tokens[: len(done[index].tokens)] == done[index].tokens
         assert len(tokens) - len(done[index].tokens) == (done[index].finish_reason == "end_of_text")
+
+
+def test_where_a_pass_is_expensive_a_round_is_one(monkeypatch):
+    engine, passes = Engine(MODELS["alibi"], TOKENIZER, max_rows=4), []
+    engine.decoder.shared = True
+    read_many = engine.decoder.read_many
+    monkeypatch.setattr(engine.decoder, "read_many", lambda parts: passes.append(len(parts)) or read_many(parts))
+    for prompt in PROMPTS[1:4]:
+        engine.submit(prompt, SamplingSettings(max_new_tokens=3, temperature=0))
+    engine.step()
+    engine.submit(PROMPTS[4], SamplingSettings(max_new_tokens=1, temperature=0))
+    list(engine.run())
+    assert passes == [3, 4, 3]  # prompts; these go on and a fourth is read; the last tokens

@@ -191,3 +191,25 @@ def test_layers_that_are_recomputed_keep_nothing_and_change_nothing(block):
     assert kept[0] > kept[1] > kept[2]
     for other in gradients[1:]:
         assert all(torch.equal(a, b) for a, b in zip(gradients[0], other, strict=True))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(),
+        dict(position="learned", block="sequential"),
+        dict(windows=[0, 4], position="rotary", block="parallel"),
+        dict(value_residual=True, embedding_shortcut=True),
+        dict(mup_base_width=16),
+    ],
+)
+@torch.no_grad()
+def test_many_sequences_a_layer_at_a_time_are_each_alone(changes):
+    torch.manual_seed(0)
+    model = GPT(tiny_model(n_layer=3, **changes)).double().eval()
+    parts = [torch.randint(0, 64, (rows, n)) for rows, n in ((1, 5), (2, 1), (1, 9))]
+    together, alone = ([model.new_cache(len(p), 20) for p in parts] for _ in range(2))
+    for _ in range(2):
+        found = model.hidden_of_many(list(zip(parts, together, strict=True)))
+        for hidden, part, cache in zip(found, parts, alone, strict=True):
+            assert torch.equal(hidden, model.hidden(part, cache))

@@ -5,10 +5,15 @@ import shutil
 import threading
 
 import pytest
+import torch
 from fastapi.testclient import TestClient
 
 from gptstar.errors import UserError
 from gptstar.model.describe import cache_bytes_per_token, parameter_count
+from gptstar.offload import plan as planning
+from gptstar.offload.layers import find_layers
+from gptstar.offload.plan import Room, least_bytes
+from gptstar.offload.stream import READ_AT_ONCE, layers_of
 from gptstar.pretrained.load import load, load_config
 from gptstar.pretrained.native import save_weights
 from gptstar.serving import models
@@ -156,3 +161,18 @@ def test_long_texts_are_cut_where_that_changes_nothing(client, tokenizer):
     assert served.end_of("abc", None) == served.end_of("abc", 13) == "abc"
     with pytest.raises(UserError, match="exceed the 128 tokens the model can read: shorten"):
         served.end_of(text, None)
+
+
+def test_a_model_that_does_not_fit_is_served_from_disk(serve, folder, monkeypatch, caplog):
+    for name, value in (("SLACK", 0), ("memory_in_use", lambda: 0), ("SAMPLE", 1)):
+        monkeypatch.setattr(planning, name, value)
+    config, found = load_config(folder), find_layers(folder)
+    whole = serve().post("/", json={"text": {"plain": "a"}}).json()
+    budget = least_bytes(found, torch.float32, Room(config.context, READ_AT_ONCE, READ_AT_ONCE))
+    monkeypatch.setattr(models, "BYTES", dict.fromkeys(models.BYTES, 1e9))
+    client = serve(memory_budget=str(budget), max_rows=1)
+    found_text = client.post("/", json={"text": {"plain": "a"}}).json()
+    assert {**found_text, "s_elapsed": None} == {**whole, "s_elapsed": None}
+    served = client.app.state.models.default
+    assert served.worker.engine.decoder.shared and layers_of(served.model) is not None and served.held > 0
+    assert "does not fit, and stays on disk in part" in caplog.text
