@@ -1,13 +1,19 @@
-"""GPT-NeoX-20B under a memory budget smaller than its weights, from its own files.
+"""GPT-NeoX-20B on a machine too small for it, from its own files.
 
-    python benchmarks/neox20b.py [--folder DIR] [--layers 44] [--width 6144] [--budget 12GiB] [--tokens 3]
-                                 [--peer-layers 2] [--json FILE]
+    python benchmarks/neox20b.py [--folder DIR] [--layers 44] [--width 6144] [--budget 12GiB] [--int4-budget 24GiB]
+                                 [--tokens 3] [--rounds 2] [--peer-layers 4] [--json FILE]
 
 Writes random weights of the true shape in the published slim layout (41 GB for 44 layers; fewer layers where the disk
-has no room, which is said), then measures in turns: the disk's own time for the bytes that a pass streams (large direct
-reads, nothing else), a pass of ours, and a pass of accelerate's disk offload over a few layers of the same width in
-transformers' layout, scaled by the bytes. Its files are dropped from the page cache before each pass, as they would be
-were there all of them. Seconds a token, and the ratios last.
+has no room, which is said), then measures, each in a process of its own and by turns:
+
+streamed   fp16 under the budget: seconds a token, 8 prompts at a time too, and the disk's own time for the bytes that a
+           pass streams (large direct reads, nothing else)
+int4       4 bits under its budget, all of it in memory: how long it takes to quantise, to start again, and a token
+peer       accelerate's disk offload over a few layers of the same width in transformers' layout, of which as large a
+           share is in memory as of ours, scaled to all layers; its files are dropped from the page cache before each
+           pass, as they would be were there all of them
+
+A process's peak is the system's own count.
 """
 
 from __future__ import annotations
@@ -36,7 +42,7 @@ keep_freed_memory()
 
 LAYERS, WIDTH, HEADS, VOCABULARY = 44, 6144, 64, 50432
 ROOM = 20 * 10**9  # bytes that stay free on the disk
-DISK_TARGET, PEER_TARGET = 1.2, 5.0
+DISK_TARGET, PEER_TARGET, INT4_TARGET = 1.2, 5.0, 1.0
 
 
 def write_slim(folder: Path, n_layer: int, width: int) -> int:
@@ -90,6 +96,8 @@ def disk_pass(layers: Any) -> float:
 
     extents = [layers.extents[n] for n in layers.streamed]
     buffers = [new_buffer(max(extent.n_byte for extent in extents)) for _ in range(2)]
+    for buffer in buffers:
+        buffer[::4096] = 0  # the system hands memory out now, not while it is timed
     with Disk() as disk:
         start, before = time.perf_counter(), None
         for i, extent in enumerate(extents):
@@ -112,8 +120,8 @@ def token_pass(model: Any, cache: Any, token: Any) -> float:
 
 
 @contextlib.contextmanager
-def accelerated(root: Path, n_layer: int, width: int, heads: int) -> Iterator[Any]:
-    """A function that gives the seconds of accelerate's pass over so many layers, and the bytes of those."""
+def accelerated(root: Path, n_layer: int, n_kept: int, width: int, heads: int) -> Iterator[Any]:
+    """A function that gives the seconds of accelerate's pass over so many layers, n_kept of them in memory."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -123,9 +131,10 @@ def accelerated(root: Path, n_layer: int, width: int, heads: int) -> Iterator[An
 
     folder = root / "peer"
     config = preset("neox_20b", n_layer=n_layer, d_model=width, n_head=heads, vocab_size=VOCABULARY)
-    gptstar.export(create_dummy_model(device="cpu", config=config), number_tokenizer(), folder)
+    if not folder.exists():
+        gptstar.export(create_dummy_model(device="cpu", config=config), number_tokenizer(), folder)
     where = {"gpt_neox.embed_in": "cpu", "gpt_neox.final_layer_norm": "cpu", "gpt_neox.rotary_emb": "cpu"}
-    where |= {"lm_head": "cpu"} | {f"gpt_neox.layers.{n}": "disk" for n in range(n_layer)}
+    where |= {"lm_head": "cpu"} | {f"gpt_neox.layers.{n}": "cpu" if n < n_kept else "disk" for n in range(n_layer)}
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float16, device_map=where, offload_folder=root / "offloaded"
     ).eval()
@@ -144,12 +153,70 @@ def accelerated(root: Path, n_layer: int, width: int, heads: int) -> Iterator[An
     yield once
 
 
-def measure(options: argparse.Namespace) -> dict:
-    """All turns."""
+def streamed(root: Path, budget: int, tokens: int) -> dict:
+    """A round of fp16 under a budget."""
+    import torch
+
+    from gptstar.generation.decoding import Decoder
+    from gptstar.offload.load import load_under_budget
+    from gptstar.offload.plan import Room
+
+    made = load_under_budget(root / "slim", budget, room=Room(256), say=print)
+    cache, token = made.model.new_cache(1, 64), torch.tensor([[5]])
+    token_pass(made.model, cache, token)  # until everything is under way
+    # One after the other: while nobody asks, the next layers are read already.
+    passes = [token_pass(made.model, cache, token) for _ in range(tokens)]
+    decoder, many = Decoder(made.model), made.model.new_cache(8, 16)
+    decoder.read(token.expand(8, 1), many)
+    start = time.perf_counter()
+    for _ in range(2):
+        decoder(token[0].expand(8), many)
+    batch, peak = (time.perf_counter() - start) / 2, peak_memory()  # what follows has buffers of its own
+    time.sleep(3)  # until the read-ahead has come to rest
+    disk = disk_pass(made.layers) if made.layers.streamed else 0.0
+    made.close()
+    return {
+        "seconds": sum(passes) / len(passes),
+        "batch_seconds": batch,
+        "disk_seconds": disk,
+        "peak_bytes": peak,
+        "streamed_bytes": made.plan.from_disk,
+        "resident_layers": len(made.plan.resident),
+        "plan_seconds": made.plan.seconds,
+    }
+
+
+def in_int4(root: Path, budget: int, tokens: int) -> dict:
+    """Loading and some tokens in 4 bits."""
     import torch
 
     from gptstar.offload.load import load_under_budget
     from gptstar.offload.plan import Room
+
+    start = time.perf_counter()
+    made = load_under_budget(root / "slim", budget, "int4", Room(64), say=print, quantized_dir=root / "quantized")
+    loaded = time.perf_counter() - start
+    cache, token = made.model.new_cache(1, 64), torch.tensor([[5]])
+    first = token_pass(made.model, cache, token)  # compares every layer with its checksum
+    passes = [token_pass(made.model, cache, token) for _ in range(4 * tokens)]
+    made.close()
+    return {
+        "load_seconds": loaded,
+        "first_token_seconds": first,
+        "seconds": sum(passes) / len(passes),
+        "peak_bytes": peak_memory(),
+        "streamed_layers": len(made.layers.streamed),
+    }
+
+
+def peer(root: Path, n_layer: int, n_kept: int, width: int, heads: int) -> float:
+    """Seconds of accelerate's pass over so many layers, n_kept of them in memory."""
+    with accelerated(root, n_layer, n_kept, width, heads) as once:
+        return once()
+
+
+def measure(options: argparse.Namespace) -> dict:
+    """All turns."""
     from gptstar.sizes import parse_bytes
 
     root = Path(options.folder or tempfile.mkdtemp(prefix="neox20b-"))
@@ -157,47 +224,48 @@ def measure(options: argparse.Namespace) -> dict:
     heads = max(2, options.width // 96 // 2 * 2)
     a_layer = 24 * options.width**2
     there = sum(file.stat().st_size for file in root.glob("slim/*/*.pt"))
-    room = shutil.disk_usage(root).free + there - ROOM - options.peer_layers * a_layer
-    n_layer = max(1, min(options.layers, int((room - 4 * VOCABULARY * options.width) // a_layer)))
+    room = shutil.disk_usage(root).free + there - ROOM - 2 * options.peer_layers * a_layer
+    n_layer = max(1, min(options.layers, int((room - 4 * VOCABULARY * options.width) // (1.35 * a_layer))))
     if n_layer < options.layers:
         print(f"the disk has room for {n_layer} of {options.layers} layers: a token of all is scaled from those")
+    budget, int4_budget = parse_bytes(options.budget), parse_bytes(options.int4_budget)
+    rounds: list[dict] = []
+    peers: list[float] = []
     try:
         start = time.perf_counter()
         written = _apart(write_slim, root / "slim", n_layer, options.width)
-        print(f"{written / 1e9:.1f} GB in {n_layer} layers, {time.perf_counter() - start:.0f} s to make")
-        made = load_under_budget(root / "slim", parse_bytes(options.budget), room=Room(64), say=print)
-        cache, token, peak = made.model.new_cache(1, 64), torch.tensor([[5]]), 0
-        seconds: dict[str, list[float]] = {"ours": [], "disk": [], "peer": []}
-        for _ in range(2):
-            token_pass(made.model, cache, token)  # layers that stay are read now
-            # One after the other: while nobody asks, the next layers are read already.
-            passes = [token_pass(made.model, cache, token) for _ in range(options.tokens)]
-            seconds["ours"].append(sum(passes) / len(passes))
-            peak = peak or peak_memory()  # what follows has buffers of its own
-            time.sleep(3)  # until the read-ahead has come to rest
-            seconds["disk"].append(disk_pass(made.layers) if made.layers.streamed else 0.0)
-        made.close()
-        with accelerated(root, options.peer_layers, options.width, heads) as peer:
-            for _ in range(2):
-                seconds["peer"].append(peer() * n_layer / options.peer_layers)
-        found = {
-            "layers": n_layer,
-            "of_layers": options.layers,
-            "bytes": written,
-            "streamed_bytes": made.plan.from_disk,
-            "resident_layers": len(made.plan.resident),
-            "plan_seconds": made.plan.seconds,
-            "peak_bytes": peak,
-            "seconds": seconds,
-        }
+        print(f"{written / 1e9:.1f} GB in {n_layer} layers, {time.perf_counter() - start:.0f} s to make", flush=True)
+        for _ in range(options.rounds):
+            rounds.append(_apart(streamed, root, budget, options.tokens))
+            n_kept = round(options.peer_layers * rounds[0]["resident_layers"] / n_layer)
+            seconds = _apart(peer, root, options.peer_layers, n_kept, options.width, heads)
+            peers.append(seconds * n_layer / options.peer_layers)
+        int4 = [_apart(in_int4, root, int4_budget, options.tokens) for _ in range(2)]
     finally:
         if options.folder is None:
             shutil.rmtree(root, ignore_errors=True)
+    scale = options.layers / n_layer
+    seconds = {
+        "ours": [one["seconds"] for one in rounds],
+        "ours, 8 rows": [one["batch_seconds"] for one in rounds],
+        "disk": [one["disk_seconds"] for one in rounds],
+        "peer": peers,
+        "int4": [one["seconds"] for one in int4],
+    }
     middle = {name: statistics.median(times) for name, times in seconds.items()}
-    return found | {
-        "seconds_per_token": middle["ours"] * options.layers / n_layer,
+    return {
+        "layers": n_layer,
+        "of_layers": options.layers,
+        "bytes": written,
+        **{key: rounds[-1][key] for key in ("streamed_bytes", "resident_layers", "plan_seconds")},
+        "peak_bytes": max(one["peak_bytes"] for one in rounds),
+        "seconds": seconds,
+        "int4": int4,
+        "seconds_per_token": middle["ours"] * scale,
+        "batch_tokens_per_second": 8 / (middle["ours, 8 rows"] * scale),
         "over_disk": middle["ours"] / middle["disk"] if middle["disk"] else None,
         "peer_over_ours": middle["peer"] / middle["ours"],
+        "int4_tokens_per_second": 1 / (middle["int4"] * scale),
     }
 
 
@@ -220,8 +288,10 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=LAYERS)
     parser.add_argument("--width", type=int, default=WIDTH, help="a multiple of 192; 6144 is the 20B's")
     parser.add_argument("--budget", default="12GiB")
+    parser.add_argument("--int4-budget", default="24GiB")
     parser.add_argument("--tokens", type=int, default=3)
-    parser.add_argument("--peer-layers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--peer-layers", type=int, default=4)
     parser.add_argument("--json", type=Path, help="also write the results here")
     options = parser.parse_args()
     from gptstar.environment import commit, cpu_name
@@ -231,11 +301,18 @@ def main() -> None:
     found = measure(options)
     for name, times in found["seconds"].items():
         print(f"  {name:5} {statistics.median(times):8.2f} s a pass ({min(times):.2f} - {max(times):.2f})")
-    print(f"  peak {found['peak_bytes'] / 2**30:.2f} GiB, planned {found['plan_seconds']:.2f} s")
+    held, first, again = found["peak_bytes"] / 2**30, *found["int4"]
+    print(f"  peak {held:.2f} GiB of {options.budget}, planned {found['plan_seconds']:.2f} s a token")
     print(f"a token of {options.layers} layers: {found['seconds_per_token']:.2f} s")
     if found["over_disk"]:
         print(f"ours / the disk alone: {found['over_disk']:.2f} (target {DISK_TARGET} or less)")
     print(f"accelerate / ours: {found['peer_over_ours']:.1f} (target {PEER_TARGET:.0f})")
+    print(f"8 rows at a time: {found['batch_tokens_per_second']:.2f} tokens/s")
+    print(
+        f"int4: {found['int4_tokens_per_second']:.2f} tokens/s (target {INT4_TARGET:.0f}), peak "
+        f"{again['peak_bytes'] / 2**30:.2f} GiB; {first['load_seconds']:.0f} s to quantise and load, "
+        f"{again['load_seconds']:.0f} s to load again, {again['first_token_seconds']:.1f} s for the first token"
+    )
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(about | found, indent=1) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -25,3 +26,10 @@ def keep_freed_memory() -> None:
     mallopt(m_mmap_max, 0)  # no block of its own for a large tensor
     mallopt(m_trim_threshold, 2**31 - 1)
     mallopt(m_top_pad, 64 << 20)
+
+
+def give_back_memory() -> None:
+    """Returns to the kernel what has been freed, for those who count."""
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)

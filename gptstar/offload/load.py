@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from gptstar.allocator import give_back_memory
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.device import free_memory
 from gptstar.errors import UserError
@@ -160,6 +161,7 @@ def load_under_budget(
         computed = dtype if isinstance(dtype, torch.dtype) else torch.float32
         if device.type != "cpu" and not isinstance(dtype, torch.dtype):
             computed = torch.bfloat16 if isinstance(dtype, str) else found.dtype
+        give_back_memory()
         copier = Copier(device) if device.type == "cuda" else None
         link = copier.speed if copier else lambda: math.inf
         plan = make_plan(found, computed, budget, room, disk, gpu_budget, link)
@@ -174,6 +176,7 @@ def load_under_budget(
         else:
             block = prepare_stored(block.to(computed)).to_empty(device=device).eval()
             bind = StoredBinding(block, found.layers[0]).bind
+        give_back_memory()  # what putting tables together has taken
         resident = set(plan.resident)
         if copier is None:
             layers = Layers(found.layers, block, bind, resident, disk, BUFFERS)
