@@ -41,7 +41,7 @@ from gptstar.allocator import keep_freed_memory
 keep_freed_memory()
 
 LAYERS, WIDTH, HEADS, VOCABULARY = 44, 6144, 64, 50432
-ROOM = 20 * 10**9  # bytes that stay free on the disk
+ROOM = 8 * 10**9  # bytes that stay free on the disk
 DISK_TARGET, PEER_TARGET, INT4_TARGET = 1.2, 5.0, 1.0
 
 
@@ -129,19 +129,19 @@ def accelerated(root: Path, n_layer: int, n_kept: int, width: int, heads: int) -
     from gptstar.configuration import preset
     from gptstar.neox20b import create_dummy_model
 
-    folder = root / "peer"
+    folder, offloaded = root / f"peer-{n_layer}", root / "offloaded"
     config = preset("neox_20b", n_layer=n_layer, d_model=width, n_head=heads, vocab_size=VOCABULARY)
     if not folder.exists():
         gptstar.export(create_dummy_model(device="cpu", config=config), number_tokenizer(), folder)
     where = {"gpt_neox.embed_in": "cpu", "gpt_neox.final_layer_norm": "cpu", "gpt_neox.rotary_emb": "cpu"}
     where |= {"lm_head": "cpu"} | {f"gpt_neox.layers.{n}": "cpu" if n < n_kept else "disk" for n in range(n_layer)}
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float16, device_map=where, offload_folder=root / "offloaded"
+        folder, dtype=torch.float16, device_map=where, offload_folder=offloaded
     ).eval()
     ids = torch.tensor([[5]])
 
     def once() -> float:
-        for file in (*folder.glob("*.safetensors"), *(root / "offloaded").glob("*")):
+        for file in (*folder.glob("*.safetensors"), *offloaded.glob("*")):
             with file.open("rb") as opened:
                 os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         with torch.inference_mode():
@@ -223,7 +223,7 @@ def measure(options: argparse.Namespace) -> dict:
     root.mkdir(parents=True, exist_ok=True)
     heads = max(2, options.width // 96 // 2 * 2)
     a_layer = 24 * options.width**2
-    there = sum(file.stat().st_size for file in root.glob("slim/*/*.pt"))
+    there = sum(file.stat().st_size for file in root.rglob("*") if file.is_file())
     room = shutil.disk_usage(root).free + there - ROOM - 2 * options.peer_layers * a_layer
     n_layer = max(1, min(options.layers, int((room - 4 * VOCABULARY * options.width) // (1.35 * a_layer))))
     if n_layer < options.layers:

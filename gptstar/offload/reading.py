@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -22,6 +23,8 @@ PAGE = 4096  # what direct reads are aligned to
 CHUNK = 1 << 23  # bytes of one read
 GAP = 1 << 20  # what lies between two tensors and is less than this is read along
 THREADS = 4  # reads under way
+# Shared memory, which mmap gives otherwise, is not made of huge pages.
+PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,12 @@ class Extent:
 
 
 def new_buffer(n_byte: int) -> Tensor:
-    """uint8 memory that begins on a page, and takes none until it is written."""
-    return torch.frombuffer(mmap.mmap(-1, max(n_byte, PAGE)), dtype=torch.uint8)
+    """uint8 memory that begins on a page, and takes none until it is written; in huge pages where there are some."""
+    memory = mmap.mmap(-1, max(n_byte, PAGE), **PRIVATE)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 class Disk:
