@@ -154,6 +154,17 @@ BENCHMARKS = (
         ),
     ),
     Benchmark(
+        "neox20b",
+        "a model of NeoX-20B's kind, 1.7 GB, under a memory budget, against the disk and accelerate's offload",
+        ("--layers", "24", "--width", "1536", "--budget", "1400MiB", "--int4-budget", "2GiB"),
+        (
+            Figure("streamed / the disk alone", ("over_disk",), at_most=1.2),
+            Figure("accelerate / streamed", ("peer_over_ours",), at_least=5),
+            Figure("8 rows together, tokens/s", ("batch_tokens_per_second",)),
+            Figure("int4, tokens/s", ("int4_tokens_per_second",)),
+        ),
+    ),
+    Benchmark(
         "context_memory",
         "peak memory of a window of 8192 tokens through GPT-303*",
         ("--contexts", "8192", "--whole"),

@@ -232,18 +232,19 @@ def _read(name: str) -> str:
 def _load(config: SampleConfig) -> tuple[GPT, Tokenizer, Decoder]:
     device = pick_device(config.device)
     limits = _limits(config)
+    draft = None if config.draft in (None, "lookup") else load(config.draft, device, config.dtype)  # counts as used
     if limits:
         model, tokenizer = load_within(
             config.checkpoint,
             device,
             config.dtype,
             limits,
-            lambda tokenizer, model_config: Room(_tokens(config, tokenizer, model_config)),
+            lambda tokenizer, model_config: _room(_tokens(config, tokenizer, model_config), draft),
             lambda text: print(text, file=sys.stderr, flush=True),
         )
     else:
         model, tokenizer = load(config.checkpoint, device, config.dtype)
-    return model, tokenizer, Decoder(model, config.compile, _draft(config, tokenizer, device))
+    return model, tokenizer, Decoder(model, config.compile, _draft(config, tokenizer, draft))
 
 
 def _limits(config: SampleConfig) -> Limits:
@@ -266,12 +267,19 @@ def _longest(requests: list[Request], tokenizer: Tokenizer, most: int | None) ->
     return min(found, most or found)
 
 
-def _draft(config: SampleConfig, tokenizer: Tokenizer, device: torch.device) -> Draft | None:
+def _room(n_token: int, draft: tuple[GPT, Tokenizer] | None) -> Room:
+    """With the cache of a draft model, which grows to twice what is needed."""
+    if draft is None:
+        return Room(n_token)
+    return Room(n_token, other=2 * n_token * cache_bytes_per_token(draft[0].config, draft[0].dtype.itemsize))
+
+
+def _draft(config: SampleConfig, tokenizer: Tokenizer, loaded: tuple[GPT, Tokenizer] | None) -> Draft | None:
     if config.draft is None:
         return None
-    if config.draft == "lookup":
+    if loaded is None:
         return PromptLookup(config.n_draft)
-    model, theirs = load(config.draft, device, config.dtype)
+    model, theirs = loaded
     same_tokenizer(tokenizer, theirs)
     return DraftModel(Decoder(model, config.compile), theirs, config.n_draft)
 

@@ -122,12 +122,13 @@ class Needs:
 @dataclass(frozen=True)
 class Room:
     """Tokens that there is to be room for: n_token in caches, of all sequences together, and at_once in a pass, of
-    which n_scored have their scores over the vocabulary there.
+    which n_scored have their scores over the vocabulary there. other: bytes that will be taken besides.
     """
 
     n_token: int
     at_once: int = READ_AT_ONCE
     n_scored: int = 32
+    other: int = 0
 
 
 def needs(found: OnDisk, dtype: torch.dtype, room: Room) -> Needs:
@@ -142,7 +143,7 @@ def needs(found: OnDisk, dtype: torch.dtype, room: Room) -> Needs:
         [Extent(p for piece in layer for p in piece.places).n_byte for layer in found.layers],
         sum(place.n_byte for piece in found.outside for place in piece.places),
         small * 4,
-        working + 4 * TILE * 2,
+        working + 4 * TILE * 2 + room.other,
     )
 
 
