@@ -110,3 +110,13 @@ def train_config(corpus_dir: Path, cache_dir: Path, tmp_path: Path) -> TrainConf
         ),
         run_dir=str(tmp_path / "run"),
     )
+
+
+@pytest.fixture
+def exact_budgets(monkeypatch):
+    """Under a memory budget nothing is set aside, so that a few kilobytes decide."""
+    from gptstar.offload import load, plan
+
+    for name, value in (("SLACK", 0), ("TILE", 0), ("SAMPLE", 1), ("memory_in_use", lambda: 0)):
+        monkeypatch.setattr(plan, name, value)
+    monkeypatch.setattr(load, "_check_room", lambda *_: None)

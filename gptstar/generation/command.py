@@ -11,7 +11,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
 from rich.console import Console
 
 from gptstar.data.tokenizer import Tokenizer

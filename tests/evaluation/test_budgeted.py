@@ -9,7 +9,6 @@ import gptstar
 from gptstar.evaluation.checkpoint import load_for_evaluation
 from gptstar.evaluation.command import EvaluateConfig, evaluate
 from gptstar.evaluation.store import fingerprint
-from gptstar.offload import plan as planning
 from gptstar.offload.layers import find_layers
 from gptstar.offload.load import Limits
 from gptstar.offload.plan import Room, least_bytes
@@ -25,13 +24,6 @@ def checkpoint(tmp_path_factory):
     model = gptstar.GPT(tiny_model(vocab_size=400, n_layer=4, init_std=0.3, context=128))
     save_weights(folder, model.half(), tiny_tokenizer(), {})
     return folder
-
-
-@pytest.fixture
-def exact_budgets(monkeypatch):
-    monkeypatch.setattr(planning, "SLACK", 0)
-    monkeypatch.setattr(planning, "memory_in_use", lambda: 0)
-    monkeypatch.setattr(planning, "SAMPLE", 1)
 
 
 def least(checkpoint) -> str:

@@ -10,7 +10,6 @@ from fastapi.testclient import TestClient
 
 from gptstar.errors import UserError
 from gptstar.model.describe import cache_bytes_per_token, parameter_count
-from gptstar.offload import plan as planning
 from gptstar.offload.layers import find_layers
 from gptstar.offload.plan import Room, least_bytes
 from gptstar.offload.stream import READ_AT_ONCE, layers_of
@@ -163,9 +162,7 @@ def test_long_texts_are_cut_where_that_changes_nothing(client, tokenizer):
         served.end_of(text, None)
 
 
-def test_a_model_that_does_not_fit_is_served_from_disk(serve, folder, monkeypatch, caplog):
-    for name, value in (("SLACK", 0), ("memory_in_use", lambda: 0), ("SAMPLE", 1)):
-        monkeypatch.setattr(planning, name, value)
+def test_a_model_that_does_not_fit_is_served_from_disk(serve, folder, exact_budgets, monkeypatch, caplog):
     config, found = load_config(folder), find_layers(folder)
     whole = serve().post("/", json={"text": {"plain": "a"}}).json()
     budget = least_bytes(found, torch.float32, Room(config.context, READ_AT_ONCE, READ_AT_ONCE))
