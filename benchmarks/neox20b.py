@@ -301,7 +301,8 @@ def main() -> None:
     found = measure(options)
     for name, times in found["seconds"].items():
         print(f"  {name:5} {statistics.median(times):8.2f} s a pass ({min(times):.2f} - {max(times):.2f})")
-    held, first, again = found["peak_bytes"] / 2**30, *found["int4"]
+    held = found["peak_bytes"] / 2**30
+    first, again = found["int4"]
     print(f"  peak {held:.2f} GiB of {options.budget}, planned {found['plan_seconds']:.2f} s a token")
     print(f"a token of {options.layers} layers: {found['seconds_per_token']:.2f} s")
     if found["over_disk"]:

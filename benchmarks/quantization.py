@@ -5,7 +5,7 @@
 Memory: a process for each dtype loads the model (random weights) and writes until its context is full. Reported is by
 how much its resident memory grew at most, from after the imports and a tiny model's text; the limit is what weights and
 key/value cache need in fp32. Perplexity: `python -m gptstar.perplexity` on the whole text, windows of the model's
-context.
+context. Rounding: how far the trained matrices of its layers are from what they become.
 """
 
 from __future__ import annotations
@@ -103,6 +103,29 @@ def quality(checkpoint: str, text: str) -> dict[str, float]:
     return found
 
 
+def rounding(checkpoint: str) -> dict[str, float]:
+    """{kind: how far its matrices are from the exact ones, the root of the mean square relative to theirs}"""
+    import torch
+
+    import gptstar
+    from gptstar.quantization.int4 import Int4Matrix
+    from gptstar.quantization.int8 import Int8Matrix
+
+    model, _ = gptstar.load(checkpoint, dtype="fp32")
+    large = [tensor for name, tensor in model.state_dict().items() if tensor.ndim == 2 and name.startswith("blocks.")]
+    found = {}
+    for kind, matrix_of in (("int8", Int8Matrix), ("int4", Int4Matrix)):
+        squares = torch.zeros(2, dtype=torch.float64)
+        for tensor in large:
+            fits = kind == "int8" or Int4Matrix.fits(*tensor.shape)
+            matrix = (matrix_of if fits else Int8Matrix)(*tensor.shape)
+            matrix.set_rows(0, tensor)
+            error = (matrix.dense(torch.float32) - tensor).double().square().sum()
+            squares += torch.stack((error, tensor.double().square().sum()))
+        found[kind] = float((squares[0] / squares[1]).sqrt())
+    return found
+
+
 def main() -> None:
     """Two tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -127,6 +150,9 @@ def main() -> None:
         for kind, loss in losses.items():
             cost = math.exp(loss - losses["fp32"]) - 1
             print(f"  {kind}  {loss:.4f}  perplexity {math.exp(loss):.2f} ({cost:+.2%})")
+        results["rounding"] = rounding(options.checkpoint)
+        for kind, error in results["rounding"].items():
+            print(f"  {kind}  weights off by {error:.2%} (root mean square, relative)")
     found = results["memory"] = memory(options.model)
     whole = found["fp32"]["weights"] + found["fp32"]["cache"]
     print(f"{options.model}: weights and cache in fp32 {whole / 2**20:.0f} MiB")

@@ -20,7 +20,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -112,6 +112,7 @@ class Needs:
     outside: int
     small: int
     working: int  # cache, activations and tiles
+    reading: int  # what the largest table takes besides, while it is read and put together
 
     @property
     def largest(self) -> int:
@@ -144,6 +145,7 @@ def needs(found: OnDisk, dtype: torch.dtype, room: Room) -> Needs:
         sum(place.n_byte for piece in found.outside for place in piece.places),
         small * 4,
         working + 4 * TILE * 2 + room.other,
+        2 * max(sum(place.n_byte for place in piece.places) for piece in found.outside),
     )
 
 
@@ -168,17 +170,23 @@ def make_plan(
         fixed = need.outside + need.small + need.working + GPU_SLACK
         on_gpu, gpu_held = _fit(need, gpu_budget, fixed, STAGES, "gpu_memory_budget", n_token)
         used = memory_in_use() + SLACK
+        in_memory = replace(need, layers=[pinned(n_byte) for n_byte in need.layers])
     else:
+        in_memory = need
         used = memory_in_use() + need.outside + need.small + need.working + SLACK
     others = [n for n in every if n not in on_gpu]
+    loading = memory_in_use() + SLACK + need.reading + (need.outside if gpu_budget is None else 0)
+    if budget is not None and budget < loading:
+        raise UserError(_too_small("memory_budget", budget, loading, n_token))
     if budget is None:
-        resident, held = tuple(others), used + sum(need.layers[n] for n in others)
+        resident, held = tuple(others), used + sum(in_memory.layers[n] for n in others)
     elif not others:
         resident, held = (), used + need.largest  # while it is read
         if held > budget:
             raise UserError(_too_small("memory_budget", budget, held, n_token))
     else:
-        resident, held = _fit(need, budget, used, BUFFERS, "memory_budget", n_token, others)
+        n_buffer = BUFFERS if gpu_budget is None else BUFFERS + 1  # one may still be copied from
+        resident, held = _fit(in_memory, budget, used, n_buffer, "memory_budget", n_token, others)
     streamed = [n for n in others if n not in resident]
     from_disk = sum(need.layers[n] for n in streamed)
     speed = disk_speed(found.layers[streamed[0]], disk) if streamed else 1.0
@@ -193,10 +201,16 @@ def make_plan(
     return Plan(budget, gpu_budget, len(need.layers), on_gpu, resident, held, gpu_held, tuple(traffic))
 
 
+def pinned(n_byte: int) -> int:
+    """What so many bytes take that a GPU is to copy from."""
+    return 1 << (n_byte - 1).bit_length()
+
+
 def least_bytes(found: OnDisk, dtype: torch.dtype, room: Room) -> int:
     """The smallest memory budget with which this process could run it on a CPU."""
     need = needs(found, dtype, room)
-    return memory_in_use() + SLACK + need.outside + need.small + need.working + BUFFERS * need.largest
+    running = need.small + need.working + BUFFERS * need.largest
+    return memory_in_use() + SLACK + need.outside + max(running, need.reading)
 
 
 def _fit(
