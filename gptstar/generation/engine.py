@@ -205,9 +205,10 @@ class Engine:
             left -= len(piece)
             reading.append((sequence, piece, self.cache.row(sequence.row)))
         parts += [(torch.tensor([piece], device=self.device), cache) for _, piece, cache in reading]
-        hidden = self.decoder.read_many(parts) if parts else []
-        last = self.model.logits(torch.cat([x_BTC[:, -1] for x_BTC in hidden])) if hidden else torch.empty(0)
-        logits_BV = last[:, : self.tokenizer.vocab_size]
+        if not parts:
+            return events
+        hidden = self.decoder.read_many(parts)
+        logits_BV = self.model.logits(torch.cat([x_BTC[:, -1] for x_BTC in hidden]))[:, : self.tokenizer.vocab_size]
         for sequence, piece, cache in reading:
             self.cache.lengths[sequence.row] = cache.length
             self.contents[sequence.row] += piece

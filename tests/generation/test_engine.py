@@ -242,4 +242,4 @@ def test_where_a_pass_is_expensive_a_round_is_one(monkeypatch):
     engine.step()
     engine.submit(PROMPTS[4], SamplingSettings(max_new_tokens=1, temperature=0))
     list(engine.run())
-    assert passes == [3, 4, 3]  # prompts; these go on and a fourth is read; the last tokens
+    assert passes == [3, 2, 1]  # three prompts; those who write, together, and a fourth prompt; those who write
