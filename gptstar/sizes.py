@@ -12,7 +12,7 @@ UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "m
 def parse_bytes(text: str) -> int:
     """20G, 16GiB or a plain number of bytes. Raises UserError for anything else."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?\s*", text.lower())
-    if not found:
+    if not found or len(found[1]) > 20:
         raise UserError("must be a number of bytes, as in 20G or 16GiB")
     return int(float(found[1]) * UNITS[found[2]])
 

@@ -120,3 +120,4 @@ def exact_budgets(monkeypatch):
     for name, value in (("SLACK", 0), ("TILE", 0), ("SAMPLE", 1), ("memory_in_use", lambda: 0)):
         monkeypatch.setattr(plan, name, value)
     monkeypatch.setattr(load, "_check_room", lambda *_: None)
+    monkeypatch.setattr(load, "whole_bytes", lambda *_: 1 << 60)  # nothing fits whole

@@ -12,7 +12,8 @@ from gptstar.model import matmul
 @pytest.fixture
 def through_one_dnn(monkeypatch):
     monkeypatch.setattr(matmul, "one_dnn_suits", lambda: True)
-    monkeypatch.setattr(module.matvec, "takes", lambda *_: False)  # test_matvec.py has it
+    for name in ("takes", "takes_pieces"):  # test_matvec.py has them
+        monkeypatch.setattr(module.matvec, name, lambda *_: False)
     called = []
     plain = module.one_dnn_linear
     monkeypatch.setattr(module, "one_dnn_linear", lambda *a, **k: called.append(a[0].shape) or plain(*a, **k))
@@ -41,3 +42,21 @@ def test_gradients_and_other_precisions_go_the_usual_way(through_one_dnn):
         with torch.no_grad(), fast_linear(w.device, dtype):
             assert F.linear(x.to(dtype), w.to(dtype)).dtype == dtype
     assert not through_one_dnn
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "ours"), [(2, 768, True), (8, 768, True), (9, 40, False), (8, 4096, False)]
+)
+def test_a_few_rows_that_a_cache_holds_go_through_our_own_loop(rows, columns, ours, monkeypatch):
+    if not module.matvec.available():
+        pytest.skip("no C++ compiler with OpenMP")
+    called = []
+    product = torch.ops.gptstar.matvec_pieces
+    monkeypatch.setattr(torch.ops.gptstar, "matvec_pieces", lambda *a: called.append(a) or product(*a))
+    torch.manual_seed(0)
+    x, w, b = torch.randn(rows, columns), torch.randn(70, columns), torch.randn(70)
+    with torch.no_grad(), fast_linear(w.device, w.dtype):
+        for bias in (None, b):
+            expected = x @ w.t() + (0 if bias is None else bias)
+            torch.testing.assert_close(F.linear(x, w, bias), expected, rtol=1e-4, atol=1e-3)
+    assert len(called) == (2 if ours else 0)

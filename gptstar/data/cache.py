@@ -6,11 +6,9 @@ import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from rich.console import Console
 
 from gptstar.errors import UserError
 
@@ -30,14 +28,14 @@ def _as_written(values: object) -> object:
 
 
 @contextmanager
-def only_one(path: Path, name: str, console: Console) -> Iterator[None]:
+def only_one(path: Path, name: str, say: Callable[[str], object]) -> Iterator[None]:
     """Waits until no other process on this machine works on the same; its end, however it comes, frees it."""
     path.parent.mkdir(exist_ok=True)
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            console.print(f"another process is preparing {name}: waiting for it", highlight=False, markup=False)
+            say(f"another process is preparing {name}: waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

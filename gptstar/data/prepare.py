@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -194,7 +195,7 @@ class _Preparation:
         lock = cache / ".locks" / self.parts_key
         made = False
         if not (folder / "meta.json").is_file():
-            with only_one(lock, f"a corpus like {self.name}", console):
+            with only_one(lock, f"a corpus like {self.name}", _plainly(console)):
                 if not (folder / "meta.json").is_file():  # another process may have been faster
                     self._make(folder, parts, console)
                     made = True
@@ -308,7 +309,9 @@ def _trained_tokenizer(
     }
     folder = cache / f"tokenizer-{key_of(made_of)}"
     path = folder / "tokenizer.json"
-    with only_one(cache / ".locks" / folder.name, "the same tokenizer", console):
+    with only_one(
+        cache / ".locks" / folder.name, "the same tokenizer", partial(console.print, highlight=False, markup=False)
+    ):
         if path.is_file():
             return load_tokenizer(str(path), config.eot_token)
         with console.status(f"training a {config.vocab_size}-token BPE") if console.is_terminal else _nothing():
@@ -327,6 +330,11 @@ def _training_texts(corpus: Corpus, data: DataConfig) -> Iterator[str]:
             yield text
 
 
+def _plainly(console: Console) -> Callable[[str], object]:
+    """Prints text as it is."""
+    return partial(console.print, highlight=False, markup=False)
+
+
 def _contamination(data: DataConfig, cache: Path, console: Console) -> Path | None:
     """The file with the n-grams of the evaluation sets that are to be kept out."""
     config = data.contamination
@@ -335,7 +343,9 @@ def _contamination(data: DataConfig, cache: Path, console: Console) -> Path | No
     texts = {task: [text for _, text in evaluation_texts(task, config.data_dir)] for task in config.tasks}
     content = {task: hashlib.sha256("\0".join(some).encode()).hexdigest() for task, some in texts.items()}
     path = cache / f"contamination-{key_of([FORMAT, content, config.n, config.shortest, config.min_matches])}.npz"
-    with only_one(cache / ".locks" / path.stem, "the same evaluation sets", console):
+    with only_one(
+        cache / ".locks" / path.stem, "the same evaluation sets", partial(console.print, highlight=False, markup=False)
+    ):
         if not path.is_file():
             part = path.with_name(f".{path.name}.part")
             Contamination(texts, config.n, config.shortest, config.min_matches).save(part)

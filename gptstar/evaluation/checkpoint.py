@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.device import pick_device
 from gptstar.errors import UserError
 from gptstar.evaluation.budget import FAST_TOKENS, read_setting
+from gptstar.model.config import ModelConfig
 from gptstar.model.transformer import GPT
 from gptstar.offload.load import Limits, load_within
 from gptstar.offload.plan import Room
 from gptstar.pretrained.empty import pick_dtype
 from gptstar.pretrained.load import load
+from gptstar.progress import progress
 
 UNLIMITED = Limits()
 
@@ -26,18 +30,25 @@ def load_for_evaluation(
     dtype: str = "auto",
     limits: Limits = UNLIMITED,
     batch_tokens: str = "auto",
+    max_length: int | None = None,
 ) -> tuple[GPT, Tokenizer]:
     """What `gptstar.load` takes, in the precision it is to be evaluated in.
 
     dtype: as `gptstar.load` takes it. auto: as saved, but fp32 on a CPU, where half precision is slower. Raises
-    UserError for what cannot be loaded. limits: of memory; then the plan goes to stderr, and a forward pass reads
-    batch_tokens.
+    UserError for what cannot be loaded. limits: of memory; then the plan goes to stderr, and there is room for passes
+    of batch_tokens, or of one text of max_length tokens (None: the model's context).
     """
     pick_dtype(dtype)  # refused before a device is looked for
     place = pick_device(device)
     if limits:
         size = FAST_TOKENS.get(place.type, FAST_TOKENS["cpu"]) if batch_tokens == "auto" else read_setting(batch_tokens)
-        return load_within(checkpoint, place, dtype, limits, lambda *_: Room(2 * size, size, size), _say)
+
+        def room(_: Tokenizer, config: ModelConfig) -> Room:
+            length = max_length or config.context
+            most = max(size, length)
+            return Room(2 * most, most, most, longest=length)
+
+        return load_within(checkpoint, place, dtype, limits, room, _say, partial(progress, Console(stderr=True)))
     model, tokenizer = load(checkpoint, place, dtype)
     half = model.dtype in (torch.bfloat16, torch.float16)
     return model.float() if dtype == "auto" and half and place.type == "cpu" else model, tokenizer

@@ -97,7 +97,9 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> Evaluati
     read_results(folder / "results.json")  # refuses one it could not add to
     tasks = _load_tasks(config)
     limits = Limits(config.memory_budget, config.gpu_memory_budget, config.quantized_dir)
-    model, tokenizer = load_for_evaluation(config.checkpoint, config.device, config.dtype, limits, config.batch_tokens)
+    model, tokenizer = load_for_evaluation(
+        config.checkpoint, config.device, config.dtype, limits, config.batch_tokens, config.max_length
+    )
     length = context_length(model, config.max_length)
     weights = fingerprint(model, tokenizer, max_length=length, device=model.device.type)
     jobs: dict[str, Job] = {}

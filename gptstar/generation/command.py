@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
@@ -147,7 +148,10 @@ def sample(config: SampleConfig, out: TextIO | None = None) -> str:
             print(file=out)
         _report(decoder)
         return "".join(written)
-    done = generate_detailed(model, tokenizer, prompt, config, decoder)
+    if decoder.shared and decoder.draft is None:
+        done = _together(model, tokenizer, prompt, config, decoder)
+    else:
+        done = generate_detailed(model, tokenizer, prompt, config, decoder)
     _report(decoder)
     texts = [one.prompt + one.text + _table(one, tokenizer) for one in done]
     if len(done) > 1:
@@ -155,6 +159,20 @@ def sample(config: SampleConfig, out: TextIO | None = None) -> str:
     if out is not None:
         print("\n\n".join(texts), file=out)
     return "\n\n".join(texts)
+
+
+def _together(
+    model: GPT, tokenizer: Tokenizer, prompt: str, config: SampleConfig, decoder: Decoder
+) -> list[Generation]:
+    """What `generate_detailed` gives, all sequences in each pass."""
+    needed = len(tokenizer.encode(prompt)) + config.max_new_tokens + 1
+    capacity = min(needed, model.longest or needed)
+    engine, speed = Engine(model, tokenizer, config.n, capacity, decoder=decoder), Speed(model)
+    engine.submit(prompt, config)
+    done = {event.index: event.done for event in engine.run() if event.done is not None}
+    if speed.streams:
+        print(speed.since(sum(len(one.tokens) for one in done.values())), file=sys.stderr)
+    return [done[index] for index in sorted(done)]
 
 
 def _slowly(start: str, stream: Iterator[str], speed: Speed) -> Iterator[str]:
@@ -238,8 +256,9 @@ def _load(config: SampleConfig) -> tuple[GPT, Tokenizer, Decoder]:
             device,
             config.dtype,
             limits,
-            lambda tokenizer, model_config: _room(_tokens(config, tokenizer, model_config), draft),
+            lambda tokenizer, model_config: _room(config, tokenizer, model_config, draft),
             lambda text: print(text, file=sys.stderr, flush=True),
+            partial(progress, Console(stderr=True)),
         )
     else:
         model, tokenizer = load(config.checkpoint, device, config.dtype)
@@ -247,30 +266,33 @@ def _load(config: SampleConfig) -> tuple[GPT, Tokenizer, Decoder]:
 
 
 def _limits(config: SampleConfig) -> Limits:
-    return Limits(config.memory_budget, config.gpu_memory_budget, config.quantized_dir)
+    """Raises UserError for a folder of copies that are never made."""
+    limits = Limits(config.memory_budget, config.gpu_memory_budget, config.quantized_dir)
+    if config.quantized_dir is not None and not limits:
+        raise UserError("quantized_dir is where copies are kept under a budget: add memory_budget, or leave it out")
+    return limits
 
 
-def _tokens(config: SampleConfig, tokenizer: Tokenizer, model: ModelConfig) -> int:
-    """Of all sequences that are there at a time, prompts included."""
+def _room(config: SampleConfig, tokenizer: Tokenizer, model: ModelConfig, draft: tuple[GPT, Tokenizer] | None) -> Room:
+    """For all sequences that are there at a time, prompts included, and the cache of a draft model."""
+    most, rows = longest(model), config.n
     if config.interactive:
-        return longest(model) or 2 * model.context
-    if config.prompts is None:
-        return config.n * (len(tokenizer.encode(config.prompt or "")) + config.max_new_tokens + 1)
-    requests = read_requests(Path(config.prompts), config, tokenizer.vocab_size)
-    return min(MAX_ROWS, sum(r.wish.n for r in requests)) * _longest(requests, tokenizer, longest(model))
+        length, rows = most or 2 * model.context, 1
+    elif config.prompts is not None:
+        requests = read_requests(Path(config.prompts), config, tokenizer.vocab_size)
+        length, rows = _longest(requests, tokenizer, most), min(MAX_ROWS, sum(r.wish.n for r in requests))
+    else:
+        length = len(tokenizer.encode(config.prompt or "")) + config.max_new_tokens + 1
+    other = 0
+    if draft is not None:  # it grows to twice what is needed
+        other = 2 * length * cache_bytes_per_token(draft[0].config, draft[0].dtype.itemsize)
+    return Room(rows * length, longest=length, other=other)
 
 
 def _longest(requests: list[Request], tokenizer: Tokenizer, most: int | None) -> int:
     """Tokens of the longest of several lines, with its continuation."""
     found = max(len(tokenizer.encode(r.values["prompt"])) + r.wish.max_new_tokens + 1 for r in requests)
     return min(found, most or found)
-
-
-def _room(n_token: int, draft: tuple[GPT, Tokenizer] | None) -> Room:
-    """With the cache of a draft model, which grows to twice what is needed."""
-    if draft is None:
-        return Room(n_token)
-    return Room(n_token, other=2 * n_token * cache_bytes_per_token(draft[0].config, draft[0].dtype.itemsize))
 
 
 def _draft(config: SampleConfig, tokenizer: Tokenizer, loaded: tuple[GPT, Tokenizer] | None) -> Draft | None:

@@ -53,6 +53,8 @@ def _turn(engine: Engine, settings: SamplingSettings, text: str, out: TextIO) ->
             text += event.text
             print(event.text, end="", file=out, flush=True)
     except KeyboardInterrupt:
+        pass
+    finally:  # what is broken off must not go on in the next turn
         engine.cancel(request)
     print(file=out)
     return text

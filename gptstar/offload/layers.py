@@ -145,6 +145,10 @@ def _paired(config: ModelConfig, entries: list[Entry], places: dict[str, Place],
         for name, shape in shapes.items()
         if name in places and places[name].shape != shape
     )
+    integer = {name: places[name].dtype for name in wanted & places.keys() if not places[name].dtype.is_floating_point}
+    found["not floating-point"] = sorted(
+        f"{name} is {str(dtype).removeprefix('torch.')}" for name, dtype in integer.items()
+    )
     listed = [f"{what} tensors: {', '.join(names)}" for what, names in found.items() if names]
     if listed:
         raise UserError("; ".join(listed))

@@ -8,10 +8,10 @@ import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from torch import nn
 
 from gptstar.allocator import give_back_memory
@@ -28,8 +28,10 @@ from gptstar.offload.plan import BUFFERS, SLACK, Plan, Room, make_plan, memory_i
 from gptstar.offload.quantized import (
     QuantizedBinding,
     QuantizedOnDisk,
+    Track,
     default_folder,
     quantized_copy,
+    silent,
     without_blocks,
 )
 from gptstar.offload.reading import Disk, Extent, new_buffer
@@ -37,7 +39,6 @@ from gptstar.offload.staging import Copier, StagedLayers
 from gptstar.offload.stream import Layers, StreamedBlock
 from gptstar.pretrained.empty import pick_dtype
 from gptstar.pretrained.load import load
-from gptstar.progress import progress
 from gptstar.quantization.quantize import prepare_quantized
 from gptstar.sizes import parse_bytes, say_bytes
 
@@ -99,11 +100,12 @@ def load_within(
     limits: Limits,
     room: Callable[[Tokenizer, ModelConfig], Room],
     say: Say,
+    track: Track = silent,
 ) -> tuple[GPT, Tokenizer]:
     """What `gptstar.load` gives, within so much memory: whole where that fits, else layers stay on disk.
 
-    room: for how many tokens. say: is told the plan before anything is read. Raises UserError as `load_under_budget`
-    does, and for what cannot be had under a budget.
+    room: for how many tokens. say: is told the plan before anything is read. track: shows progress. Raises UserError as
+    `load_under_budget` does, and for what cannot be had under a budget.
     """
     memory, gpu = limits.check(device)
     kept = pick_dtype(dtype)
@@ -125,7 +127,7 @@ def load_within(
             say(f"all of it fits: {say_bytes(needed)}")
             return load(source, device, computed)
     folder = Path(limits.quantized_dir).expanduser() if limits.quantized_dir else default_folder()
-    made = load_under_budget(source, memory, kept, wanted, True, say, device, gpu, folder)
+    made = load_under_budget(source, memory, kept, wanted, True, say, device, gpu, folder, track)
     return made.model, made.tokenizer
 
 
@@ -140,13 +142,14 @@ def load_under_budget(
     device: torch.device | str = "cpu",
     gpu_budget: int | None = None,
     quantized_dir: Path | None = None,
+    track: Track = silent,
 ) -> Offloaded:
     """A model of which as many layers stay in memory as `budget` bytes allow, in evaluation mode.
 
     source: as `gptstar.load` takes it. dtype: int8 or int4, whose copies are kept in `quantized_dir`; on a GPU what is
     computed in (None: as stored). On a CPU that is fp32, whatever the weights are stored in, and the numbers are those
     of the model loaded whole in fp32. room: for how many tokens. direct: disk reads go past the system's page cache.
-    say: is told the plan before weights are read.
+    say: is told the plan before weights are read. track: shows progress.
     Raises UserError for what cannot be read, and for a budget that is too small for a layer at a time.
     """
     device = torch.device(device)
@@ -155,16 +158,15 @@ def load_under_budget(
     with ExitStack() as undo:
         disk = undo.enter_context(Disk(direct))
         if isinstance(dtype, str):
-            _check_room(found, dtype, budget)
-            folder = quantized_dir or default_folder()
-            found = quantized_copy(found, _name(source), dtype, folder, disk, say)
+            folder, check = quantized_dir or default_folder(), partial(_check_room, found, dtype, budget)
+            found = quantized_copy(found, _name(source), dtype, folder, disk, say, track, check)
         computed = dtype if isinstance(dtype, torch.dtype) else torch.float32
         if device.type != "cpu" and not isinstance(dtype, torch.dtype):
             computed = torch.bfloat16 if isinstance(dtype, str) else found.dtype
         give_back_memory()
         copier = Copier(device) if device.type == "cuda" else None
         link = copier.speed if copier else lambda: math.inf
-        plan = make_plan(found, computed, budget, room, disk, gpu_budget, link)
+        plan = make_plan(found, computed, budget, room, disk, gpu_budget, link, device)
         say(str(plan))
         with torch.device("meta"):
             model = without_blocks(found.config)
@@ -184,7 +186,7 @@ def load_under_budget(
             layers = StagedLayers(found.layers, block, bind, resident, disk, BUFFERS + 1, set(plan.on_gpu), copier)
         layers.limit, layers.room = plan.seconds, room
         total = sum(layers.extents[n].n_byte for n in (*plan.on_gpu, *plan.resident))
-        with progress(Console(stderr=True), "reading weights", total) as advance:
+        with track("reading weights", total) as advance:
             layers.fill(advance)
         model.blocks = nn.ModuleList(StreamedBlock(n, layers) for n in range(found.config.n_layer))
         undo.pop_all()

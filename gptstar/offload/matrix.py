@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from gptstar import matvec
 from gptstar.fast_linear import tiled_linear
 from gptstar.model.projections import FusedLinear, Linear, TokenTable
+from gptstar.quantization.int8 import TILE_SIZE
 from gptstar.quantization.layers import QuantizedFused, QuantizedLinear
 
 
@@ -97,15 +98,22 @@ def product(x: Tensor, pieces: Sequence[Tensor], side_by_side: bool) -> Tensor:
     if x.device.type != "cpu":
         if side_by_side:
             parts = x.split([piece.shape[1] for piece in pieces], -1)
-            products = [F.linear(a, b.to(x.dtype)) for a, b in zip(parts, pieces, strict=True)]
+            products = [_on_gpu(part, piece) for part, piece in zip(parts, pieces, strict=True)]
             return products[0] if len(products) == 1 else torch.stack(products).sum(0)
-        return torch.cat([F.linear(x, piece.to(x.dtype)) for piece in pieces], -1)
+        return torch.cat([_on_gpu(x, piece) for piece in pieces], -1)
     wide = x.float().contiguous()
     if matvec.takes_pieces(wide, pieces):
         return torch.ops.gptstar.matvec_pieces(wide, list(pieces), side_by_side).to(x.dtype)
     if side_by_side:
         return tiled_linear(wide, pieces[0].shape[0], lambda start, end: _beside(pieces, start, end)).to(x.dtype)
     return tiled_linear(wide, sum(map(len, pieces)), lambda start, end: _below(pieces, start, end)).to(x.dtype)
+
+
+def _on_gpu(x: Tensor, piece: Tensor) -> Tensor:
+    if piece.dtype == x.dtype:
+        return F.linear(x, piece)
+    rows = piece.split(max(1, TILE_SIZE // piece.shape[1]))
+    return torch.cat([F.linear(x, some.to(x.dtype)) for some in rows], -1)
 
 
 def _beside(pieces: Sequence[Tensor], start: int, end: int) -> Tensor:

@@ -11,7 +11,11 @@ import torch
 from torch import Tensor
 
 from gptstar.errors import UserError
-from gptstar.pretrained.stored import SAFE_DTYPES as DTYPES
+from gptstar.pretrained.stored import SAFE_DTYPES
+
+# Integers are quantised weights of ours, and masks that old files carry.
+DTYPES = SAFE_DTYPES | {"BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8}
+DTYPES |= {"I16": torch.int16, "I32": torch.int32, "I64": torch.int64}
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,8 @@ class Place:
         return raw[: self.n_byte].view(self.dtype).view(self.shape)
 
 
-def in_safetensors(path: Path, others: dict[str, torch.dtype] | None = None) -> dict[str, Place]:
-    """Of one file. others: kinds of numbers that may be there beside floating-point ones, by safetensors' names.
-
-    Raises UserError for a file that is none, cut off, or holds numbers of other kinds.
-    """
-    dtypes = DTYPES | (others or {})
+def in_safetensors(path: Path) -> dict[str, Place]:
+    """Of one file. Raises UserError for one that is none, cut off, or holds numbers of kinds that are not known."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -55,10 +55,10 @@ def in_safetensors(path: Path, others: dict[str, torch.dtype] | None = None) -> 
         for name, about in header.items():
             if name == "__metadata__":
                 continue
-            if about["dtype"] not in dtypes:
-                raise UserError(f"{path.name}: {name} is in {about['dtype']}: {', '.join(dtypes)} can be read in place")
+            if about["dtype"] not in DTYPES:
+                raise UserError(f"{path.name}: {name} is in {about['dtype']}: {', '.join(DTYPES)} can be read in place")
             first, last = about["data_offsets"]
-            place = Place(path, start + first, dtypes[about["dtype"]], torch.Size(about["shape"]))
+            place = Place(path, start + first, DTYPES[about["dtype"]], torch.Size(about["shape"]))
             if place.end != start + last:
                 raise UserError(f"{path.name}: {name} has {last - first} bytes and its shape {place.n_byte}: damaged")
             places[name] = place

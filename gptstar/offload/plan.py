@@ -24,12 +24,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from gptstar import matvec
 from gptstar.errors import UserError
 from gptstar.fast_linear import TILE
+from gptstar.model.choices import BLOCKS
 from gptstar.model.describe import cache_bytes_per_token
 from gptstar.offload.layers import OnDisk, Piece
+from gptstar.offload.matrix import prepare_stored, product
 from gptstar.offload.reading import Disk, Extent, new_buffer
 from gptstar.offload.stream import READ_AT_ONCE
 from gptstar.quantization.int4 import GROUP
@@ -123,29 +126,36 @@ class Needs:
 @dataclass(frozen=True)
 class Room:
     """Tokens that there is to be room for: n_token in caches, of all sequences together, and at_once in a pass, of
-    which n_scored have their scores over the vocabulary there. other: bytes that will be taken besides.
+    which n_scored have their scores over the vocabulary there. longest: of one sequence; None: there is one.
+    other: bytes that will be taken besides.
     """
 
     n_token: int
     at_once: int = READ_AT_ONCE
     n_scored: int = 32
+    longest: int | None = None
     other: int = 0
 
 
 def needs(found: OnDisk, dtype: torch.dtype, room: Room) -> Needs:
     """dtype: what is computed in."""
     config, size = found.config, dtype.itemsize
-    small = max(sum(p.n_byte for piece in layer for p in piece.places if len(p.shape) < 2) for layer in found.layers)
+    with torch.device("meta"):
+        homes = prepare_stored(BLOCKS[config.block](config, 0)).state_dict()
+    small = sum(tensor.numel() for tensor in homes.values() if isinstance(tensor, Tensor)) * size
     widest = 2 * (config.d_model + config.d_feedforward) + 3 * config.d_attention
     at_once = min(room.at_once, room.n_token)
     working = room.n_token * cache_bytes_per_token(config, size) + at_once * widest * 2 * size
     working += 3 * min(at_once, room.n_scored) * config.vocab_size * 4
+    # What each token sees of each other one; ALiBi has a number of its own for every head.
+    per_pair = 2 * config.n_head + 1 if "alibi" in config.schemes else 1
+    working += per_pair * at_once * (room.longest or room.n_token) * size
     return Needs(
         [Extent(p for piece in layer for p in piece.places).n_byte for layer in found.layers],
         sum(place.n_byte for piece in found.outside for place in piece.places),
-        small * 4,
+        small,
         working + 4 * TILE * 2 + room.other,
-        2 * max(sum(place.n_byte for place in piece.places) for piece in found.outside),
+        max(len(piece.places) * sum(place.n_byte for place in piece.places) for piece in found.outside),
     )
 
 
@@ -157,8 +167,9 @@ def make_plan(
     disk: Disk,
     gpu_budget: int | None = None,
     link_speed: Callable[[], float] = lambda: math.inf,
+    device: torch.device | str = "cuda",
 ) -> Plan:
-    """dtype: what is computed in. link_speed: measures bytes a second to the GPU.
+    """dtype: what is computed in. link_speed: measures bytes a second to the GPU, `device`.
 
     Raises UserError where not one layer fits.
     """
@@ -169,24 +180,22 @@ def make_plan(
     if gpu_budget is not None:
         fixed = need.outside + need.small + need.working + GPU_SLACK
         on_gpu, gpu_held = _fit(need, gpu_budget, fixed, STAGES, "gpu_memory_budget", n_token)
-        used = memory_in_use() + SLACK
+        used = memory_in_use() + SLACK + (need.largest if on_gpu else 0)  # which are read into memory first
         in_memory = replace(need, layers=[pinned(n_byte) for n_byte in need.layers])
     else:
         in_memory = need
         used = memory_in_use() + need.outside + need.small + need.working + SLACK
     others = [n for n in every if n not in on_gpu]
     loading = memory_in_use() + SLACK + need.reading + (need.outside if gpu_budget is None else 0)
-    if budget is not None and budget < loading:
-        raise UserError(_too_small("memory_budget", budget, loading, n_token))
     if budget is None:
         resident, held = tuple(others), used + sum(in_memory.layers[n] for n in others)
     elif not others:
         resident, held = (), used + need.largest  # while it is read
-        if held > budget:
-            raise UserError(_too_small("memory_budget", budget, held, n_token))
+        if max(held, loading) > budget:
+            raise UserError(_too_small("memory_budget", budget, max(held, loading), n_token))
     else:
         n_buffer = BUFFERS if gpu_budget is None else BUFFERS + 1  # one may still be copied from
-        resident, held = _fit(in_memory, budget, used, n_buffer, "memory_budget", n_token, others)
+        resident, held = _fit(in_memory, budget, used, n_buffer, "memory_budget", n_token, others, loading)
     streamed = [n for n in others if n not in resident]
     from_disk = sum(need.layers[n] for n in streamed)
     speed = disk_speed(found.layers[streamed[0]], disk) if streamed else 1.0
@@ -197,7 +206,7 @@ def make_plan(
     else:
         moved = sum(need.layers[n] for n in others)
         traffic.insert(0, Traffic("memory", len(resident), moved, link_speed() if moved else 1.0))
-        traffic.insert(0, Traffic("GPU", len(on_gpu), sum(need.layers) + need.outside, gpu_speed()))
+        traffic.insert(0, Traffic("GPU", len(on_gpu), sum(need.layers) + need.outside, gpu_speed(device)))
     return Plan(budget, gpu_budget, len(need.layers), on_gpu, resident, held, gpu_held, tuple(traffic))
 
 
@@ -214,17 +223,24 @@ def least_bytes(found: OnDisk, dtype: torch.dtype, room: Room) -> int:
 
 
 def _fit(
-    need: Needs, budget: int, fixed: int, n_buffer: int, name: str, n_token: int, among: list[int] | None = None
+    need: Needs,
+    budget: int,
+    fixed: int,
+    n_buffer: int,
+    name: str,
+    n_token: int,
+    among: list[int] | None = None,
+    at_least: int = 0,
 ) -> tuple[tuple[int, ...], int]:
-    """Which layers stay, and what is used then."""
+    """Which layers stay, and what is used then. at_least: what loading takes."""
     layers = list(range(len(need.layers))) if among is None else among
     everything = fixed + sum(need.layers[n] for n in layers)
-    if everything <= budget:
+    if max(everything, at_least) <= budget:
         return tuple(layers), everything
     ring = n_buffer * need.largest
     n_kept = math.floor((budget - fixed - ring) / need.largest)
-    if n_kept < 0:
-        raise UserError(_too_small(name, budget, fixed + ring, n_token))
+    if n_kept < 0 or at_least > budget:
+        raise UserError(_too_small(name, budget, max(fixed + ring, at_least), n_token))
     chosen = tuple(layers[n] for n in spread(n_kept, len(layers)))
     return chosen, fixed + ring + sum(need.layers[n] for n in chosen)
 
@@ -260,8 +276,6 @@ def disk_speed(layer: list[Piece], disk: Disk) -> float:
 
 def product_speed(found: OnDisk) -> float:
     """Stored bytes a second that are multiplied with one token on this CPU."""
-    from gptstar.offload.matrix import product
-
     n, k = 1 << 13, 1 << 12
     x = torch.zeros(1, k)
     pairs = [place for piece in found.layers[0] for place in piece.places if place.dtype == torch.uint8]
@@ -277,13 +291,13 @@ def product_speed(found: OnDisk) -> float:
     return _best(lambda: product(x, [matrix], False), matrix.nbytes)
 
 
-def gpu_speed() -> float:
+def gpu_speed(device: torch.device | str) -> float:
     """Bytes a second that a GPU reads of its own memory."""
-    source = torch.zeros(2**28, dtype=torch.uint8, device="cuda")
+    source = torch.zeros(2**28, dtype=torch.uint8, device=device)
 
     def read() -> None:
         source.view(torch.float32).sum()
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
 
     return _best(read, source.nbytes)
 
@@ -310,5 +324,10 @@ def whole_bytes(found: OnDisk, dtype: torch.dtype, room: Room) -> int:
     parts = (found.outside, *found.layers)
     numbers = [sum(math.prod(place.shape) for piece in part for place in piece.places) for part in parts]
     working = needs(found, dtype, room).working
-    largest = max(place.n_byte for part in parts for piece in part for place in piece.places)
+    places = [place for part in parts for piece in part for place in piece.places]
+    largest = max(place.n_byte for place in places)
+    if any(place.file.suffix == ".bin" for place in places):  # they stay mapped while they are read
+        largest += sum({place.file: place.file.stat().st_size for place in places}.values())
+    elif any(len(piece.places) > 1 for part in parts for piece in part):  # a layer's halves, and what they make
+        largest += max(sum(place.n_byte for piece in part for place in piece.places) for part in parts)
     return memory_in_use() + sum(numbers) * dtype.itemsize + largest + working + SLACK

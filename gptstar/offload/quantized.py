@@ -18,11 +18,11 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -36,7 +36,6 @@ from gptstar.offload.layers import OnDisk, Piece
 from gptstar.offload.places import Place, in_safetensors
 from gptstar.offload.reading import Disk, Extent, new_buffer
 from gptstar.pretrained.stored import save_safetensors
-from gptstar.progress import progress
 from gptstar.quantization.int4 import GROUP, Int4Matrix
 from gptstar.quantization.int8 import Int8Matrix
 from gptstar.quantization.quantize import prepare_quantized
@@ -44,8 +43,14 @@ from gptstar.sizes import say_bytes
 
 FORMAT = 1
 ROOM = 2**30  # bytes that stay free on the disk
+# (what is done, how much there is of it) -> a context whose function is told how much more of it is done
+Track = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 MATRICES = (Int8Matrix, Int4Matrix)
-INTEGERS = {"I8": torch.int8, "U8": torch.uint8}
+
+
+def silent(title: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+    """Shows no progress."""
+    return nullcontext(lambda amount: None)
 
 
 def default_folder() -> Path:
@@ -54,22 +59,32 @@ def default_folder() -> Path:
 
 
 def quantized_copy(
-    found: OnDisk, name: str, kind: str, folder: Path, disk: Disk, say: Callable[[str], object] = lambda text: None
+    found: OnDisk,
+    name: str,
+    kind: str,
+    folder: Path,
+    disk: Disk,
+    say: Callable[[str], object] = lambda text: None,
+    track: Track = silent,
+    check: Callable[[], object] = lambda: None,
 ) -> QuantizedOnDisk:
     """The model in so many bits, read from its copy, which is made first where there is none.
 
-    found: the exact one. name: what the copy is called, beside a hash. Memory: one layer as it is stored and quantised.
+    found: the exact one. name: what the copy is called, beside a hash. check: called before one is made, may raise.
+    Memory: one layer as it is stored and quantised.
     Raises UserError for weights that are damaged, and for a disk that has no room; then nothing is left behind.
     """
-    path = folder / f"{name}-{kind}-{_identity(found, kind)}"
-    if not path.is_dir():
-        try:
+    path = folder / f"{name[:100]}-{kind}-{_identity(found, kind)}"
+    try:
+        if not path.is_dir():
+            check()
             folder.mkdir(parents=True, exist_ok=True)
-            with only_one(folder / f".{path.name}.lock", path.name, Console(stderr=True)):
+            with only_one(folder / f".{path.name}.lock", path.name, say):
                 if not path.is_dir():
-                    _make(found, kind, path, disk, say)
-        except OSError as error:
-            raise UserError(f"{folder} cannot be written to: {error.strerror or error}") from error
+                    _make(found, kind, path, disk, say, track)
+    except OSError as error:
+        remedy = "name another folder with quantized_dir"
+        raise UserError(f"{folder} cannot be written to ({error.strerror or error}): {remedy}") from error
     return _open(path, found)
 
 
@@ -136,10 +151,10 @@ def contents(module: nn.Module) -> dict[str, Tensor]:
 
 
 def digest(tensors: list[Tensor]) -> str:
-    """SHA-256 of the numbers of tensors on a CPU, one after another."""
+    """SHA-256 of the numbers of tensors, one after another."""
     made = hashlib.sha256()
     for tensor in tensors:
-        made.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+        made.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return made.hexdigest()
 
 
@@ -163,7 +178,7 @@ def _identity(found: OnDisk, kind: str) -> str:
 
 
 @torch.no_grad()
-def _make(found: OnDisk, kind: str, path: Path, disk: Disk, say: Callable[[str], object]) -> None:
+def _make(found: OnDisk, kind: str, path: Path, disk: Disk, say: Callable[[str], object], track: Track) -> None:
     with torch.device("meta"):
         block = prepare_quantized(BLOCKS[found.config.block](found.config, 0), kind)
         outside = prepare_quantized(without_blocks(found.config), kind)
@@ -181,7 +196,7 @@ def _make(found: OnDisk, kind: str, path: Path, disk: Disk, say: Callable[[str],
     part.mkdir()
     try:
         digests = {}
-        with progress(Console(stderr=True), f"quantising to {kind}", len(found.layers) + 1) as advance:
+        with track(f"quantising to {kind}", len(found.layers) + 1) as advance:
             for name, pieces, module in (
                 ("outside", found.outside, outside),
                 *((f"layer-{n:04d}", layer, block) for n, layer in enumerate(found.layers)),
@@ -194,6 +209,7 @@ def _make(found: OnDisk, kind: str, path: Path, disk: Disk, say: Callable[[str],
         manifest = {"format": FORMAT, "kind": kind, "model": asdict(found.config), "digests": digests}
         (part / "quantized.json").write_text(json.dumps({**manifest, "eot_token": found.tokenizer.eot_token}, indent=1))
         _sync(part / "quantized.json")
+        _sync(part / "tokenizer.json")
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
@@ -216,7 +232,7 @@ def _quantise(pieces: list[Piece], module: nn.Module, disk: Disk) -> None:
 def _write(path: Path, tensors: dict[str, Tensor]) -> str:
     save_safetensors(tensors, path)
     _sync(path)
-    places = in_safetensors(path, INTEGERS)
+    places = in_safetensors(path)
     return digest([tensors[name] for name in sorted(places, key=lambda name: places[name].offset)])
 
 
@@ -230,11 +246,11 @@ def _open(path: Path, exact: OnDisk) -> QuantizedOnDisk:
         manifest = json.loads((path / "quantized.json").read_text())
         kind, digests = manifest["kind"], manifest["digests"]
         tokenizer = load_tokenizer(str(path / "tokenizer.json"), manifest["eot_token"])
-        outside = _pieces(in_safetensors(path / "outside.safetensors", INTEGERS))
-        layers = [_pieces(in_safetensors(path / _layer_file(n), INTEGERS)) for n in range(exact.config.n_layer)]
+        outside = _pieces(in_safetensors(path / "outside.safetensors"))
+        layers = [_pieces(in_safetensors(path / _layer_file(n))) for n in range(exact.config.n_layer)]
         each = [digests[_layer_file(n).removesuffix(".safetensors")] for n in range(len(layers))]
         opened = QuantizedOnDisk(exact.config, tokenizer, outside, layers, kind, path, each, digests["outside"])
-    except (OSError, ValueError, KeyError, UserError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as error:
         raise UserError(f"{path} is damaged ({error}): delete it, and it is made again") from error
     with torch.device("meta"):
         block = prepare_quantized(BLOCKS[exact.config.block](exact.config, 0), kind)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from gptstar.model.transformer import GPT
-from gptstar.offload.stream import Pass, layers_of
+from gptstar.offload.stream import layers_of
 from gptstar.sizes import say_bytes
 
 
@@ -14,7 +12,7 @@ class Speed:
 
     def __init__(self, model: GPT) -> None:
         self._layers = layers_of(model)
-        self._seen = 0 if self._layers is None else self._layers.n_pass
+        self._seen = self._now()
 
     @property
     def streams(self) -> bool:
@@ -24,21 +22,18 @@ class Speed:
     def since(self, n_token: int | None = None) -> str:
         """A line on the passes since the last call, which have given n_token tokens, or one each."""
         assert self._layers is not None
-        n_new = self._layers.n_pass - self._seen
-        self._seen = self._layers.n_pass
-        passes = list(self._layers.passes)[len(self._layers.passes) - min(n_new, len(self._layers.passes)) :]
-        return describe(passes, len(passes) if n_token is None else n_token, self._layers.limit)
+        before, self._seen = self._seen, self._now()
+        n_pass, seconds, n_byte = (now - then for now, then in zip(self._seen, before, strict=True))
+        if not n_pass:
+            return "no pass"
+        each = seconds / n_pass
+        told = [f"{each:.3g} s a pass", f"{(n_pass if n_token is None else n_token) / seconds:.3g} tok/s"]
+        if n_byte:
+            told.append(f"{say_bytes(n_byte / seconds)}/s from disk")
+        if self._layers.limit:
+            told.append(f"{self._layers.limit / each:.0%} of what the plan's bottleneck allows")
+        return ", ".join(told)
 
-
-def describe(passes: Sequence[Pass], n_token: int, limit: float) -> str:
-    """limit: seconds that a pass takes by the plan's bottleneck alone."""
-    if not passes:
-        return "no pass"
-    seconds, n_byte = sum(p.seconds for p in passes), sum(p.n_byte for p in passes)
-    each = seconds / len(passes)
-    told = [f"{each:.3g} s a pass", f"{n_token / seconds:.3g} tok/s"]
-    if n_byte:
-        told.append(f"{say_bytes(n_byte / seconds)}/s from disk")
-    if limit:
-        told.append(f"{limit / each:.0%} of what the plan's bottleneck allows")
-    return ", ".join(told)
+    def _now(self) -> tuple[float, ...]:
+        layers = self._layers
+        return (0, 0.0, 0) if layers is None else (layers.n_pass, layers.ended, layers.n_byte)

@@ -30,7 +30,10 @@ class Copier:
 
     def host_buffer(self, n_byte: int) -> Tensor:
         """uint8 memory from which copies need not be waited for; torch makes it a power of two (`plan.pinned`)."""
-        return torch.empty(n_byte, dtype=torch.uint8, pin_memory=True)
+        try:
+            return torch.empty(n_byte, dtype=torch.uint8, pin_memory=True)
+        except RuntimeError:  # the system lets this process pin no more: copies are slower then
+            return new_buffer(n_byte)
 
     def device_buffer(self, n_byte: int) -> Tensor:
         """uint8, on the GPU."""
@@ -39,9 +42,9 @@ class Copier:
     def copy(self, target: Tensor, source: Tensor, after: Any) -> Any:
         """Begins to copy once `after` has happened; what happens when it is there."""
         with torch.cuda.stream(self._stream):
-            if after is not None:
-                self._stream.wait_event(after)
+            self._stream.wait_event(after)
             target.copy_(source, non_blocking=True)
+            target.record_stream(self._stream)  # its memory is not given to others meanwhile
             return self._stream.record_event()
 
     def speed(self) -> float:
@@ -50,7 +53,7 @@ class Copier:
         best = math.inf
         for _ in range(3):
             start = time.perf_counter()
-            self.finish(self.copy(target, source, None))
+            self.finish(self.copy(target, source, self.used()))
             best = min(best, time.perf_counter() - start)
         return len(source) / best
 
@@ -72,7 +75,7 @@ class _Stage:
     """A place on the GPU for a layer. free: what happens when it is not needed any more."""
 
     buffer: Tensor
-    free: Any = None
+    free: Any
 
 
 class StagedLayers(Layers):
@@ -95,13 +98,19 @@ class StagedLayers(Layers):
         self._moved = [n for n in range(len(layers)) if n not in on_gpu]
         largest = max((self.extents[n].n_byte for n in self._moved), default=0)
         n_stage = min(STAGES, len(self._moved))
-        self._stages = deque(_Stage(copier.device_buffer(largest)) for _ in range(n_stage))
+        self._stages = deque(_Stage(copier.device_buffer(largest), copier.used()) for _ in range(n_stage))
+        self._places = [stage.buffer for stage in self._stages]
         self._on_the_way: deque[tuple[int, _Stage, Any]] = deque()
         self._leaving: deque[tuple[Any, Tensor]] = deque()  # buffers that a copy still reads
         self._stage: _Stage | None = None
 
     def new_buffer(self, n_byte: int) -> Tensor:
         return self.copier.host_buffer(n_byte)
+
+    @property
+    def held(self) -> int:
+        """Bytes on the GPU."""
+        return sum(map(len, (*self._kept_there.values(), *self._places)))
 
     def _is_streamed(self, layer: int) -> bool:
         return layer not in self.resident and layer not in self.on_gpu

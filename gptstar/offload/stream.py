@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,14 +27,6 @@ READ_AT_ONCE = 512  # tokens that go through the layers together, at most: what 
 # Makes a layer's tensors a block's weights (`binding.py`, `quantized.py`): its number, its pieces, the tensors of each,
 # and whether they are seen for the first time.
 Bind = Callable[[int, list[Piece], list[list[Tensor]], bool], None]
-
-
-@dataclass(frozen=True)
-class Pass:
-    """What one pass over all layers took. n_byte: read from disk meanwhile."""
-
-    seconds: float
-    n_byte: int
 
 
 class Layers:
@@ -59,19 +50,19 @@ class Layers:
         self.streamed = [n for n in range(len(layers)) if self._is_streamed(n)]
         self.kept: dict[int, Tensor] = {}
         largest = max((self.extents[n].n_byte for n in self.streamed), default=0)
-        self._free = deque(self.new_buffer(largest) for _ in range(min(buffers, len(self.streamed))))
+        self._ring = [self.new_buffer(largest) for _ in range(min(buffers, len(self.streamed)))]
+        self._free = deque(self._ring)
         self._ahead: deque[tuple[int, Tensor, list[Future[None]]]] = deque()
         self._next = 0  # of self.streamed, the one that is to be read next
         self._bound: int | None = None
         self._lent: Tensor | None = None  # the buffer that the bound layer is in
         self._seen: set[int] = set()
         self._modules = [module for module in block.modules() if hasattr(module, "layer")]
-        self.passes: deque[Pass] = deque(maxlen=64)
-        self.n_pass = 0
+        # How many passes have ended, when the last one did, and bytes that were read from disk by then.
+        self.n_pass, self.ended, self.n_byte = 0, time.perf_counter(), 0
+        self._counted = False  # whether the bound layer, the last one, has been counted
         self.limit = 0.0  # seconds that a pass takes by what is slowest alone, as was planned
         self.room: Any = None  # the plan's
-        self._mark = self._begun = (time.perf_counter(), 0)  # when the last pass ended and began, bytes read by then
-        self._counted = False  # whether the last layer has been counted since it was bound
 
     @property
     def identity(self) -> str:
@@ -82,7 +73,7 @@ class Layers:
     @property
     def held(self) -> int:
         """Bytes of the layers that are in memory, and of the buffers for others."""
-        return sum(map(len, (*self.kept.values(), *self._free, *(buffer for _, buffer, _ in self._ahead))))
+        return sum(map(len, (*self.kept.copy().values(), *self._ring)))
 
     def fill(self, advance: Callable[[int], object] = lambda n_byte: None) -> None:
         """Reads what stays, and begins to read the first of what does not. advance: is told bytes."""
@@ -91,7 +82,7 @@ class Layers:
                 self._fill_one(layer)
                 advance(extent.n_byte)
         self._read_ahead()
-        self._mark = (time.perf_counter(), self.disk.n_byte)
+        self.ended, self.n_byte = time.perf_counter(), self.disk.n_byte
 
     def use(self, layer: int) -> nn.Module:
         """The block with a layer's weights, until another is asked for. Raises UserError where it cannot be read."""
@@ -108,15 +99,10 @@ class Layers:
         return self.block
 
     def done(self, layer: int) -> None:
-        """Says that a sequence has gone through a layer, for `passes`; several may go through one together."""
-        if layer < len(self.layers) - 1:
-            return
-        if self._counted:
-            self.passes.pop()
-        else:
-            self.n_pass, self._counted, self._begun = self.n_pass + 1, True, self._mark
-        self._mark = (time.perf_counter(), self.disk.n_byte)
-        self.passes.append(Pass(self._mark[0] - self._begun[0], self._mark[1] - self._begun[1]))
+        """Says that a sequence has gone through a layer, for `n_pass`; several may go through one together."""
+        if layer == len(self.layers) - 1:
+            self.n_pass += not self._counted
+            self.ended, self.n_byte, self._counted = time.perf_counter(), self.disk.n_byte, True
 
     def new_buffer(self, n_byte: int) -> Tensor:
         """Memory that is read into."""

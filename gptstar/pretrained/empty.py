@@ -36,6 +36,8 @@ def empty_model(config: ModelConfig, device: torch.device | str, dtype: Dtype, s
 
 
 def refuse_quantized(model: GPT) -> None:
-    """Raises UserError for a model whose exact weights are gone, where they are needed."""
+    """Raises UserError for a model whose exact weights are not there, where they are needed."""
+    if not any(True for _ in model.blocks.parameters()):
+        raise UserError("a model under a memory budget cannot be saved or exported: load it without one")
     if quantization_of(model):
         raise UserError("a quantised model (dtype=int8, int4) cannot be saved or exported: load it without dtype")

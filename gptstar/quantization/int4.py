@@ -21,6 +21,7 @@ from gptstar.quantization.int8 import keeping_dtype
 GROUP = 32  # weights that share a scale and an offset: 1 bit a weight more than the codes
 HALF = GROUP // 2
 TILE = 64  # rows that a GPU's kernels take together
+TILE_SIZE = 2**24  # numbers that are there in full precision at a time, where no kernel takes codes
 MIDDLE = 8
 
 
@@ -91,8 +92,10 @@ class Int4Matrix(nn.Module):
             flat = x.reshape(-1, x.shape[-1]).bfloat16().contiguous()
             y = torch.ops.aten._weight_int4pack_mm(flat, self.packed, GROUP, self.pairs)
             return y.to(x.dtype).view(*x.shape[:-1], -1)
-        if x.device.type != "cpu":  # no kernel
-            return F.linear(x, self.dense(x.dtype))
+        if x.device.type != "cpu":  # no kernel for codes that are not packed
+            step = max(1, TILE_SIZE // self.shape[1])
+            parts = [slice(start, start + step) for start in range(0, self.shape[0], step)]
+            return torch.cat([F.linear(x, _dense(self.codes[p], self.pairs[p]).to(x.dtype)) for p in parts], -1)
         wide = x.float().contiguous()
         if x.numel() == x.shape[-1] and matvec.available():
             return torch.ops.gptstar.matvec_int4(wide, self.codes, self.pairs).to(x.dtype)

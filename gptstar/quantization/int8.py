@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from gptstar import matvec
 
 LARGEST = 127
+TILE_SIZE = 2**24  # numbers that are there in full precision at a time, where products are not in 8 bits
 
 
 class Int8Matrix(nn.Module):
@@ -59,7 +60,9 @@ class Int8Matrix(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x @ W.T, (..., K) -> (..., N), in the dtype of x."""
         if x.device.type != "cpu" or not self.integers:
-            return F.linear(x, self.dense(x.dtype))
+            step = max(1, TILE_SIZE // self.shape[1])
+            tiles = zip(self.codes.split(step), self.scale.split(step), strict=True)
+            return torch.cat([F.linear(x, c.to(x.dtype) * s.to(x.dtype)[:, None]) for c, s in tiles], -1)
         one_row, compiling = x.numel() == x.shape[-1], torch.compiler.is_compiling()
         if not compiling and matvec.takes_int8(x, self.codes):
             return torch.ops.gptstar.matvec_int8(x.float().contiguous(), self.codes, self.scale).to(x.dtype)

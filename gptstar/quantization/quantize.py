@@ -51,6 +51,8 @@ def quantize(model: GPT, kind: str) -> GPT:
     """A quantised copy of a model, on its device, in evaluation mode. UserError for one that is quantised already."""
     if quantization_of(model) is not None:
         raise UserError("the model is quantised already: its exact weights are gone, load them again")
+    if not any(True for _ in model.blocks.parameters()):
+        raise UserError("a model under a memory budget is quantised as it is loaded: give its dtype there")
     with torch.device("meta"):
         copy = GPT(model.config)
     copy = prepare_quantized(copy.to(dtype=model.dtype), kind).to_empty(device=model.device)

@@ -147,12 +147,13 @@ class Served:
         row = capacity * cache_bytes_per_token(config, size)
         n_row = max(1, min(settings.max_rows, int(0.25 * budget // row)))
         text = str(settings.memory_budget if device.type == "cpu" else int(budget))
-        limits = Limits(memory=text) if device.type == "cpu" else Limits(gpu=text)
+        on_cpu, folder = device.type == "cpu", settings.quantized_dir
+        limits = Limits(text, None, folder) if on_cpu else Limits(None, text, folder)
 
         def say(plan: str) -> None:
             log.warning("%s does not fit, and stays on disk in part\n%s", self.name, plan)
 
-        room = Room(n_row * capacity, READ_AT_ONCE, READ_AT_ONCE)
+        room = _room(n_row, capacity)
         model, tokenizer = load_within(self.source.source, device, settings.dtype, limits, lambda *_: room, say)
         return Engine(model, tokenizer, n_row, capacity, READ_AT_ONCE)
 
@@ -290,7 +291,12 @@ def _least(source: Source, dtype: str | None, device: torch.device) -> float:
     except UserError:
         return math.inf
     capacity = longest(found.config) or 2 * found.config.context
-    return least_bytes(found, torch.float32 if device.type == "cpu" else found.dtype, Room(capacity))
+    return least_bytes(found, torch.float32 if device.type == "cpu" else found.dtype, _room(1, capacity))
+
+
+def _room(n_row: int, capacity: int) -> Room:
+    """For rows of a cache, and what a round of the engine reads and scores."""
+    return Room(n_row * capacity, READ_AT_ONCE, READ_AT_ONCE, capacity)
 
 
 def _amount(n_byte: float) -> str:

@@ -37,6 +37,7 @@ class ServerSettings(BaseSettings):
     memory_budget           bytes (20G, 16Gi) that weights and cache may take together. A model that does not fit runs
                             with layers on disk, seconds a token (docs/offload.md); then it is for the whole process,
                             and what is too small for that is refused before it is read. Not set: no such check
+    quantized_dir           where quantised copies of such a model are kept. Not set: ~/.cache/gptstar/quantized
     host, port              where it listens
     max_rows                sequences that are decoded together
     max_queue               sequences that wait; beyond that a request is told to come again (429)
@@ -65,6 +66,7 @@ class ServerSettings(BaseSettings):
     dtype: Literal["fp32", "bf16", "fp16", "int8", "int4"] | None = None
     compile: bool = False
     memory_budget: int | None = Field(None, ge=1)
+    quantized_dir: str | None = None
     host: str = "127.0.0.1"
     port: int = Field(7860, ge=0, le=65535)
     max_rows: int = Field(16, ge=1)

@@ -29,7 +29,7 @@ def checkpoint(tmp_path_factory):
 def least(checkpoint) -> str:
     """The smallest budget."""
     found = find_layers(checkpoint)
-    return str(least_bytes(found, torch.float32, Room(512, 256, 256)) + 1000)
+    return str(least_bytes(found, torch.float32, Room(512, 256, 256, longest=128)) + 1000)
 
 
 def test_scores_are_those_of_the_whole_model(checkpoint, tmp_path, exact_budgets, capsys):

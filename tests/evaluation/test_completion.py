@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gptstar
-from gptstar.evaluation import completion
+from gptstar.evaluation import budget
 from gptstar.evaluation.completion import complete
 from support import tiny_model
 
@@ -37,7 +37,7 @@ def test_each_row_is_what_it_would_be_alone(n_new):
 
 
 def test_memory_decides_how_many_rows_are_written_together(monkeypatch):
-    monkeypatch.setattr(completion, "free_memory", lambda device: 0)
+    monkeypatch.setattr(budget, "free_memory", lambda device: 0)
     assert [len(batch) for batch in complete(MODEL, PROMPTS, 5, greedy, lambda new: False)] == [1] * 6
 
 

@@ -95,8 +95,8 @@ def test_the_budget_is_kept_and_the_text_the_same(large, tmp_path):
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_a_quantised_model_is_made_within_the_budget_and_read_from_its_copy(large, tmp_path, kind):
     asked = (f"checkpoint={large}", "max_new_tokens=12", "temperature=0", "device=cpu", "prompt=abc", f"dtype={kind}")
-    asked += (f"quantized_dir={tmp_path}",)
     expected, _, _ = door(*asked)
+    asked += (f"quantized_dir={tmp_path}",)
     budget = 700
     text, said, peak = door(*asked, f"memory_budget={budget}MiB")
     assert f"quantising to {kind} once" in said and text == expected and peak <= budget * MiB
@@ -124,6 +124,7 @@ def test_guesses_of_a_draft_are_checked_in_one_pass(large, capsys):
         ({"memory_budget": "1M", "dtype": "int4"}, "too small to quantise a layer at a time to int4"),
         ({"memory_budget": "1G", "dtype": "fp16"}, "so leave dtype out"),
         ({"memory_budget": "1G", "compile": True}, "leave compile"),
+        ({"quantized_dir": "here"}, "add memory_budget, or leave it out"),
         ({"gpu_memory_budget": "1G"}, "gpu_memory_budget=1G needs a GPU and the device is cpu"),
     ],
 )

@@ -29,6 +29,8 @@ class LateCopier:
         self.waiting: list[tuple[object, torch.Tensor, torch.Tensor]] = []
         self.done: set[int] = set()
         self.n_copy = 0
+        self.after: list[tuple[int, object]] = []  # of each copy: where to, and what it waits for
+        self.events: list[object] = []  # what `used` gave
 
     def host_buffer(self, n_byte):
         return new_buffer(n_byte)
@@ -38,12 +40,14 @@ class LateCopier:
 
     def copy(self, target, source, after):
         event = object()
+        self.after.append((target.data_ptr(), after))
         self.waiting.append((event, target, source))
         self.n_copy += 1
         return event
 
     def used(self):
-        return object()
+        self.events.append(object())
+        return self.events[-1]
 
     def wait(self, ready):
         while self.waiting:  # in the order they were asked for, as on a stream
@@ -100,6 +104,14 @@ def test_the_next_layer_is_sent_while_one_is_computed(source):
         layers.use(2)
         layers.done(2)
         assert copier.n_copy == 3  # layer 4, from disk, while the GPU has 2 and 3 to compute
+        for layer in (3, 4, 5):
+            layers.use(layer)
+            layers.done(layer)
+        # A place is written to again when what was asked of the GPU before it was given back is done: the first two
+        # events are of the new places, then there is one for each layer that gave its place back.
+        places = dict.fromkeys(place for place, _ in copier.after)
+        assert len(places) == 2
+        assert [copier.events.index(after) for _, after in copier.after] == list(range(len(copier.after)))
 
 
 @pytest.mark.gpu

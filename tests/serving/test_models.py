@@ -165,7 +165,7 @@ def test_long_texts_are_cut_where_that_changes_nothing(client, tokenizer):
 def test_a_model_that_does_not_fit_is_served_from_disk(serve, folder, exact_budgets, monkeypatch, caplog):
     config, found = load_config(folder), find_layers(folder)
     whole = serve().post("/", json={"text": {"plain": "a"}}).json()
-    budget = least_bytes(found, torch.float32, Room(config.context, READ_AT_ONCE, READ_AT_ONCE))
+    budget = least_bytes(found, torch.float32, Room(config.context, READ_AT_ONCE, READ_AT_ONCE, config.context))
     monkeypatch.setattr(models, "BYTES", dict.fromkeys(models.BYTES, 1e9))
     client = serve(memory_budget=str(budget), max_rows=1)
     found_text = client.post("/", json={"text": {"plain": "a"}}).json()
