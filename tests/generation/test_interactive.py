@@ -7,6 +7,7 @@ import io
 import pytest
 import torch
 
+from gptstar.errors import UserError
 from gptstar.generation.engine import Engine
 from gptstar.generation.generate import generate_detailed
 from gptstar.generation.interactive import converse
@@ -105,3 +106,20 @@ def test_ctrl_c_ends_a_turn_and_what_was_shown_stays(model, monkeypatch):
     first, second, _ = out.getvalue().split("\n")
     assert follow(model, "abc").startswith(first) and first != follow(model, "abc")
     assert second == follow(model, f"abc{first}def")
+
+
+def test_a_turn_that_fails_does_not_go_on_in_the_next(model, monkeypatch):
+    engine, out, err = Engine(model, TOKENIZER, max_rows=1), io.StringIO(), io.StringIO()
+    step, left = engine.step, [5]
+
+    def failing():
+        left[0] -= 1
+        if left[0] == 0:
+            raise UserError("the disk is gone")
+        return step()
+
+    monkeypatch.setattr(engine, "step", failing)
+    said = iter(["abc", "def", "/quit"])
+    converse(engine, SETTINGS, lambda _: next(said), out, err)
+    assert "error: the disk is gone" in err.getvalue()
+    assert out.getvalue().endswith(f"{follow(model, 'def')}\n") and engine.idle

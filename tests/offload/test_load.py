@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,15 +12,19 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pretrained.test_neox_slim import TOKENIZER, reference, write_slim
+from safetensors.torch import load_file, save_file
 
 import gptstar
 from families import gpt2 as gpt2_model
 from families import gptj, neo, neox
 from gptstar.errors import UserError
 from gptstar.fast_linear import fast_linear
+from gptstar.offload import plan as planning
 from gptstar.offload.layers import find_layers
 from gptstar.offload.load import load_under_budget
 from gptstar.offload.plan import Room, least_bytes, needs
+from gptstar.pretrained.native import save_weights
+from gptstar.quantization.quantize import quantize
 from support import tiny_model
 
 TOKENS = torch.tensor([[5, 9, 2, 40, 7], [1, 1, 30, 3, 8]])
@@ -42,8 +48,6 @@ def sources(tmp_path_factory) -> dict[str, Path]:
     torch.manual_seed(0)
     native = top / "native"
     native.mkdir()
-    from gptstar.pretrained.native import save_weights
-
     save_weights(native, gptstar.GPT(tiny_model(n_layer=4, init_std=0.3)).eval(), TOKENIZER, {})
     return made | {"native": native}
 
@@ -132,8 +136,6 @@ def test_halves_of_two_models_are_refused(exact_budgets, tmp_path):
 
 
 def test_damage_is_told_and_nothing_hangs(sources, exact_budgets, tmp_path):
-    import shutil
-
     folder = tmp_path / "cut"
     shutil.copytree(sources["native"], folder)
     file = folder / "model.safetensors"
@@ -150,3 +152,59 @@ def test_damage_is_told_and_nothing_hangs(sources, exact_budgets, tmp_path):
     with pytest.raises(UserError, match="has become shorter"):
         made.model(TOKENS)
     made.close()
+
+
+@torch.inference_mode()
+def test_masks_of_old_files_are_passed_over(sources, exact_budgets, tmp_path):
+    folder = tmp_path / "old"
+    shutil.copytree(sources["gptj-shards"], folder)
+    file = next(folder.glob("*.safetensors"))
+    tensors = load_file(file)
+    tensors["transformer.h.0.attn.bias"] = torch.ones(1, 1, 4, 4, dtype=torch.bool)
+    tensors["transformer.h.1.attn.masked_bias"] = torch.tensor(-1e9)
+    save_file(tensors, file, metadata={"format": "pt"})
+    index = folder / "model.safetensors.index.json"
+    values = json.loads(index.read_text())
+    values["weight_map"] |= dict.fromkeys(tensors, file.name)
+    index.write_text(json.dumps(values))
+    made = load_under_budget(folder, 1 << 40)
+    assert torch.equal(made.model(TOKENS), gptstar.load(folder, dtype="fp32")[0](TOKENS))
+    made.close()
+
+
+def test_weights_that_are_integers_are_refused(exact_budgets, tmp_path):
+    save_weights(tmp_path, gptstar.GPT(tiny_model()).eval(), TOKENIZER, {})
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["norm.weight"] = tensors["norm.weight"].to(torch.int8)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"not floating-point tensors: norm\.weight"):
+        load_under_budget(tmp_path, 1 << 40)
+
+
+def test_a_model_whose_layers_are_on_disk_is_not_saved(sources, exact_budgets, tmp_path):
+    made = load_under_budget(sources["native"], 1 << 40)
+    with pytest.raises(UserError, match="under a memory budget cannot be saved"):
+        save_weights(tmp_path, made.model, TOKENIZER, {})
+    with pytest.raises(UserError, match="under a memory budget cannot be saved"):
+        gptstar.export(made.model, made.tokenizer, tmp_path / "there")
+    with pytest.raises(UserError, match="quantised as it is loaded"):
+        quantize(made.model, "int8")
+    assert not any(tmp_path.iterdir())
+    made.close()
+
+
+def test_alibi_needs_a_number_for_every_head_and_pair_of_tokens(sources):
+    found = find_layers(sources["native"])
+    assert "alibi" in found.config.schemes
+    short, long = (needs(found, torch.float32, Room(4000, 100, longest=n)).working for n in (1000, 4000))
+    assert long - short >= 3000 * 100 * found.config.n_head * 4
+
+
+def test_a_pickle_that_is_mapped_counts(sources, monkeypatch):
+    monkeypatch.setattr(planning, "memory_in_use", lambda: 0)
+
+    def whole(name: str) -> int:
+        return planning.whole_bytes(find_layers(sources[name]), torch.float32, Room(64))
+
+    size = sum(file.stat().st_size for file in sources["gpt2-bin"].glob("*.bin"))
+    assert whole("gpt2-bin") - whole("gpt2-shards") == size

@@ -116,6 +116,17 @@ def test_guesses_of_a_draft_are_checked_in_one_pass(large, capsys):
     assert "100% of" in found.err and len(re.findall(" s a pass", found.err)) <= 13
 
 
+def test_several_continuations_share_their_passes(large, capsys, exact_budgets):
+    asked = dict(checkpoint=str(large), prompt="abc", max_new_tokens=6, device="cpu", n=3, logprobs=1, seed=4)
+    run(SampleConfig(**asked, dtype="fp32"))
+    expected = capsys.readouterr().out
+    run(SampleConfig(**asked, memory_budget="60MB"))
+    found = capsys.readouterr()
+    assert found.out == expected and found.out.count("--- seed=") == 3
+    seconds, rate = (float(re.search(rf"([\d.e-]+) {unit}", found.err)[1]) for unit in ("s a pass", "tok/s"))
+    assert seconds * rate == pytest.approx(3, rel=0.05)  # tokens a pass
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
