@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from gptstar.errors import UserError
@@ -18,5 +19,12 @@ def parse_bytes(text: str) -> int:
 
 
 def say_bytes(n_byte: float) -> str:
-    """In GiB, or in MiB where that is little."""
+    """In GiB, or in MiB or bytes where that is little."""
+    if 0 < n_byte < 2**14:
+        return f"{n_byte:.0f} bytes"
     return f"{n_byte / 2**30:.2f} GiB" if n_byte >= 2**27 else f"{n_byte / 2**20:.3g} MiB"
+
+
+def at_least(n_byte: float) -> str:
+    """In MiB, rounded up: whoever asks for that much has enough."""
+    return f"{math.ceil(n_byte / 2**20)} MiB"

@@ -138,7 +138,8 @@ def sample(config: SampleConfig, out: TextIO | None = None) -> str:
         stream = generate_stream(model, tokenizer, prompt, config, decoder)
         start = tokenizer.decode(tokenizer.encode(prompt))
         speed = Speed(model)
-        pieces = _slowly(start, stream, speed) if speed.streams else chain([start], stream)
+        lines = speed.streams and config.draft is None  # of a draft's guesses a pass takes several
+        pieces = _slowly(start, stream, speed) if lines else chain([start], stream)
         written = []
         for piece in pieces:
             written.append(piece)
@@ -146,6 +147,8 @@ def sample(config: SampleConfig, out: TextIO | None = None) -> str:
                 print(piece, end="", file=out, flush=True)
         if out is not None:
             print(file=out)
+        if speed.streams and not lines:
+            print(speed.since(len(tokenizer.encode("".join(written[1:])))), file=sys.stderr)
         _report(decoder)
         return "".join(written)
     if decoder.shared and decoder.draft is None:
@@ -283,6 +286,7 @@ def _room(config: SampleConfig, tokenizer: Tokenizer, model: ModelConfig, draft:
         length, rows = _longest(requests, tokenizer, most), min(MAX_ROWS, sum(r.wish.n for r in requests))
     else:
         length = len(tokenizer.encode(config.prompt or "")) + config.max_new_tokens + 1
+        length = min(length, most or length)  # what is longer is refused or truncated
     other = 0
     if draft is not None:  # it grows to twice what is needed
         other = 2 * length * cache_bytes_per_token(draft[0].config, draft[0].dtype.itemsize)

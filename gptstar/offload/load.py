@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import weakref
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from gptstar.model.transformer import GPT
 from gptstar.offload.binding import StoredBinding
 from gptstar.offload.layers import OnDisk, find_layers
 from gptstar.offload.matrix import StoredTable, prepare_stored
-from gptstar.offload.plan import BUFFERS, SLACK, Plan, Room, make_plan, memory_in_use, whole_bytes
+from gptstar.offload.plan import BUFFERS, SLACK, Plan, Room, make_plan, memory_in_use, needs, whole_bytes
 from gptstar.offload.quantized import (
     QuantizedBinding,
     QuantizedOnDisk,
@@ -40,7 +41,7 @@ from gptstar.offload.stream import Layers, StreamedBlock
 from gptstar.pretrained.empty import pick_dtype
 from gptstar.pretrained.load import load
 from gptstar.quantization.quantize import prepare_quantized
-from gptstar.sizes import parse_bytes, say_bytes
+from gptstar.sizes import at_least, parse_bytes, say_bytes
 
 Say = Callable[[str], object]
 DEFAULT_ROOM = Room(512)
@@ -69,6 +70,9 @@ class Limits:
             except UserError as error:
                 raise UserError(f"{name}={text} {error}") from None
         memory, gpu = found
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if memory is not None and memory > total:
+            raise UserError(f"memory_budget={self.memory} is more than this machine has ({say_bytes(total)}): lower it")
         if gpu is not None and device.type != "cuda":
             raise UserError(f"gpu_memory_budget={self.gpu} needs a GPU and the device is {device}: leave it out")
         if gpu is None and device.type == "cuda" and memory is not None:
@@ -109,11 +113,7 @@ def load_within(
     """
     memory, gpu = limits.check(device)
     kept = pick_dtype(dtype)
-    if device.type == "cpu" and kept in (torch.float16, torch.bfloat16):
-        raise UserError(
-            f"dtype={dtype} under a memory_budget on a CPU: weights stay as they are saved and products are in fp32, "
-            "so leave dtype out (or int8, int4)"
-        )
+    check_dtype(device, kept)
     found = find_layers(source)
     wanted = room(found.tokenizer, found.config)
     if not isinstance(kept, str):
@@ -124,24 +124,24 @@ def load_within(
         else:
             fits = needed <= gpu and (memory is None or memory_in_use() + needed <= memory)
         if fits:
-            say(f"all of it fits: {say_bytes(needed)}")
+            name = str(computed).removeprefix("torch.")
+            say(f"memory_budget={limits.memory or limits.gpu}: all of it fits in {name}, {say_bytes(needed)}")
             return load(source, device, computed)
-    folder = Path(limits.quantized_dir).expanduser() if limits.quantized_dir else default_folder()
-    made = load_under_budget(source, memory, kept, wanted, True, say, device, gpu, folder, track)
+    made = load_under_budget(source, memory, kept, wanted, True, say, device, gpu, limits.quantized_dir, track)
     return made.model, made.tokenizer
 
 
 @torch.inference_mode(False)  # what is bound to a block later must not be an inference tensor
 def load_under_budget(
     source: str | Path,
-    budget: int | None,
+    budget: int | str | None,
     dtype: torch.dtype | str | None = None,
     room: Room = DEFAULT_ROOM,
     direct: bool = True,
     say: Say = lambda text: None,
     device: torch.device | str = "cpu",
     gpu_budget: int | None = None,
-    quantized_dir: Path | None = None,
+    quantized_dir: str | Path | None = None,
     track: Track = silent,
 ) -> Offloaded:
     """A model of which as many layers stay in memory as `budget` bytes allow, in evaluation mode.
@@ -152,13 +152,22 @@ def load_under_budget(
     say: is told the plan before weights are read. track: shows progress.
     Raises UserError for what cannot be read, and for a budget that is too small for a layer at a time.
     """
-    device = torch.device(device)
+    device, dtype = torch.device(device), pick_dtype(dtype)
+    if isinstance(budget, str):
+        budget, _ = Limits(budget).check(device)
+    check_dtype(device, dtype)
+    if gpu_budget is not None and device.type != "cuda":
+        raise UserError(f"gpu_budget={gpu_budget} needs a GPU and the device is {device}: leave it out")
     found = find_layers(source)
-    alike(found.config)
+    try:
+        alike(found.config)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
     with ExitStack() as undo:
         disk = undo.enter_context(Disk(direct))
         if isinstance(dtype, str):
-            folder, check = quantized_dir or default_folder(), partial(_check_room, found, dtype, budget)
+            folder = Path(quantized_dir).expanduser() if quantized_dir else default_folder()
+            check = partial(_check_room, found, dtype, budget, room)
             found = quantized_copy(found, _name(source), dtype, folder, disk, say, track, check)
         computed = dtype if isinstance(dtype, torch.dtype) else torch.float32
         if device.type != "cpu" and not isinstance(dtype, torch.dtype):
@@ -174,9 +183,11 @@ def load_under_budget(
         _fill_outside(model, found, computed, device, disk)
         if isinstance(found, QuantizedOnDisk):
             block = prepare_quantized(block.to(computed), found.kind).to_empty(device=device).eval()
+            block.requires_grad_(False)
             bind = QuantizedBinding(block, found).bind
         else:
             block = prepare_stored(block.to(computed)).to_empty(device=device).eval()
+            block.requires_grad_(False)
             bind = StoredBinding(block, found.layers[0]).bind
         give_back_memory()  # what putting tables together has taken
         resident = set(plan.resident)
@@ -189,9 +200,19 @@ def load_under_budget(
         with track("reading weights", total) as advance:
             layers.fill(advance)
         model.blocks = nn.ModuleList(StreamedBlock(n, layers) for n in range(found.config.n_layer))
+        model.requires_grad_(False)  # there are no gradients through layers that come and go
         undo.pop_all()
     weakref.finalize(model, disk.close)
     return Offloaded(model.eval(), found.tokenizer, plan, disk, layers)
+
+
+def check_dtype(device: torch.device, dtype: torch.dtype | str | None) -> None:
+    """Raises UserError for arithmetic that there is not."""
+    if device.type == "cpu" and isinstance(dtype, torch.dtype) and dtype != torch.float32:
+        raise UserError(
+            f"dtype={str(dtype).removeprefix('torch.')} under a memory_budget on a CPU: weights stay as they are saved "
+            "and products are in fp32, so leave dtype out (or int8, int4)"
+        )
 
 
 def alike(config: ModelConfig) -> None:
@@ -199,7 +220,9 @@ def alike(config: ModelConfig) -> None:
     with torch.device("meta"):
         blocks = [BLOCKS[config.block](config, layer).state_dict() for layer in range(config.n_layer)]
     if any({k: v.shape for k, v in b.items()} != {k: v.shape for k, v in blocks[0].items()} for b in blocks):
-        raise UserError("layers that differ in their weights (model.value_residual) cannot be read one after another")
+        raise UserError(
+            "layers that differ in their weights (model.value_residual) cannot be streamed: leave the budget out"
+        )
 
 
 def _name(source: str | Path) -> str:
@@ -208,20 +231,21 @@ def _name(source: str | Path) -> str:
     return re.sub(r"[^\w.-]+", "_", (path.resolve() if path.exists() else path).name) or "model"
 
 
-def _check_room(found: OnDisk, kind: str, budget: int | None) -> None:
-    """Quantising takes the largest piece, stored and put together, and a quantised layer or table as it is written."""
+def _check_room(found: OnDisk, kind: str, budget: int | None, room: Room, layer: int, outside: int) -> None:
+    """Raises UserError for a budget too small to quantise, which takes the largest tensor, stored and put together, and
+    a layer or what is in none of them, or to run it then. layer, outside: quantised, bytes.
+    """
     if budget is None:
         return
     pieces = [piece for part in (found.outside, *found.layers) for piece in part]
-    largest = max(sum(place.n_byte for place in piece.places) for piece in pieces)
-    layer = max(
-        sum(place.n_byte for piece in part for place in piece.places) for part in (found.outside, *found.layers)
-    )
-    least = memory_in_use() + SLACK + 2 * largest + layer
+    largest = max(len(piece.places) * sum(place.n_byte for place in piece.places) for piece in pieces)
+    need = needs(found, torch.float32, room)
+    running = outside + need.small + need.working + BUFFERS * layer
+    least = memory_in_use() + SLACK + max(largest + max(layer, outside), running)
     if budget < least:
         raise UserError(
-            f"memory_budget={say_bytes(budget)} is too small to quantise a layer at a time to {kind}: "
-            f"{say_bytes(least)} is the least"
+            f"memory_budget={say_bytes(budget)} is too small to quantise a layer at a time to {kind} and to run it: "
+            f"{at_least(least)} is the least"
         )
 
 

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptstar import matvec
-from gptstar.fast_linear import tiled_linear
+from gptstar.fast_linear import TILE, tiled_linear
+from gptstar.model.matmul import matmul
 from gptstar.model.projections import FusedLinear, Linear, TokenTable
 from gptstar.quantization.int8 import TILE_SIZE
 from gptstar.quantization.layers import QuantizedFused, QuantizedLinear
@@ -102,11 +103,27 @@ def product(x: Tensor, pieces: Sequence[Tensor], side_by_side: bool) -> Tensor:
             return products[0] if len(products) == 1 else torch.stack(products).sum(0)
         return torch.cat([_on_gpu(x, piece) for piece in pieces], -1)
     wide = x.float().contiguous()
+    if all(piece.stride(0) == 1 and len(piece) > 1 and piece.shape[1] > 1 for piece in pieces):  # (in, out) in the file
+        if side_by_side:
+            parts = wide.split([piece.shape[1] for piece in pieces], -1)
+            terms = [_turned(part, piece) for part, piece in zip(parts, pieces, strict=True)]
+            return torch.stack(terms).sum(0).to(x.dtype)
+        return torch.cat([_turned(wide, piece) for piece in pieces], -1).to(x.dtype)
     if matvec.takes_pieces(wide, pieces):
         return torch.ops.gptstar.matvec_pieces(wide, list(pieces), side_by_side).to(x.dtype)
     if side_by_side:
         return tiled_linear(wide, pieces[0].shape[0], lambda start, end: _beside(pieces, start, end)).to(x.dtype)
     return tiled_linear(wide, sum(map(len, pieces)), lambda start, end: _below(pieces, start, end)).to(x.dtype)
+
+
+def _turned(x: Tensor, piece: Tensor) -> Tensor:
+    """x @ piece.T for a piece that is a matrix turned over, of which some rows at a time are there in fp32."""
+    matrix, y = piece.t(), torch.zeros(*x.shape[:-1], len(piece)).flatten(0, -2)
+    step, flat = max(1, TILE // len(piece)), x.reshape(-1, x.shape[-1])
+    with torch.no_grad():
+        for start in range(0, len(matrix), step):
+            y += matmul(flat[:, start : start + step].contiguous(), matrix[start : start + step].float())
+    return y.view(*x.shape[:-1], -1)
 
 
 def _on_gpu(x: Tensor, piece: Tensor) -> Tensor:

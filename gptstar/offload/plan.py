@@ -36,7 +36,7 @@ from gptstar.offload.matrix import prepare_stored, product
 from gptstar.offload.reading import Disk, Extent, new_buffer
 from gptstar.offload.stream import READ_AT_ONCE
 from gptstar.quantization.int4 import GROUP
-from gptstar.sizes import say_bytes
+from gptstar.sizes import at_least, say_bytes
 
 BUFFERS = 2  # layers on their way from disk
 STAGES = 2  # layers on their way to a GPU
@@ -98,7 +98,9 @@ class Plan:
             told.append(f"memory_budget={say_bytes(self.budget)}: {say_bytes(self.held)} in use")
         if self.gpu_budget is not None:
             told.append(f"gpu_memory_budget={say_bytes(self.gpu_budget)}: {say_bytes(self.gpu_held)} in use")
-        lines = ["; ".join(told), f"  {'':10} layers   a pass reads            at        takes"]
+        kept = f"{len(self.resident)} of {self.n_layer} layers stay in memory"
+        kept += f", {len(self.on_gpu)} on the GPU" if self.gpu_budget is not None else ""
+        lines = ["; ".join([*told, kept]), f"  {'':10} layers   a pass reads            at        takes"]
         for part in self.traffic:
             speed = f"{say_bytes(part.speed)}/s" if part.n_byte else ""
             numbers = f"{part.n_layer:6} {say_bytes(part.n_byte):>14} {speed:>14} {part.seconds:10.3g} s"
@@ -202,11 +204,11 @@ def make_plan(
     traffic = [Traffic("disk", len(streamed), from_disk, speed)]
     if gpu_budget is None:
         everything = sum(need.layers) + need.outside
-        traffic.insert(0, Traffic("memory", len(resident), everything, product_speed(found)))
+        traffic.insert(0, Traffic("products", len(need.layers), everything, product_speed(found)))
     else:
         moved = sum(need.layers[n] for n in others)
-        traffic.insert(0, Traffic("memory", len(resident), moved, link_speed() if moved else 1.0))
-        traffic.insert(0, Traffic("GPU", len(on_gpu), sum(need.layers) + need.outside, gpu_speed(device)))
+        traffic.insert(0, Traffic("memory", len(others), moved, link_speed() if moved else 1.0))
+        traffic.insert(0, Traffic("GPU", len(need.layers), sum(need.layers) + need.outside, gpu_speed(device)))
     return Plan(budget, gpu_budget, len(need.layers), on_gpu, resident, held, gpu_held, tuple(traffic))
 
 
@@ -247,8 +249,8 @@ def _fit(
 
 def _too_small(name: str, budget: int, least: int, n_token: int) -> str:
     return (
-        f"{name}={say_bytes(budget)} is too small for a layer at a time: {say_bytes(least)} is the least for "
-        f"{n_token} tokens; raise it, or ask for fewer tokens"
+        f"{name}={say_bytes(budget)} is too small for a layer at a time: {at_least(least)} is the least for {n_token} "
+        "tokens; raise it, or ask for fewer (max_new_tokens, or batch_tokens and max_length)"
     )
 
 
@@ -287,7 +289,11 @@ def product_speed(found: OnDisk) -> float:
         matrix, scale = torch.zeros(n, k, dtype=torch.int8), torch.zeros(n)
         return _best(lambda: torch.ops.gptstar.matvec_int8(x, matrix, scale), matrix.nbytes)
     dtype = found.dtype if found.dtype.is_floating_point else torch.float32
-    matrix = torch.zeros(n, k, dtype=dtype)
+    largest = max(found.layers[0], key=lambda piece: sum(place.n_byte for place in piece.places))
+    with torch.device("meta"):
+        made = next(iter(largest.merge([torch.empty(place.shape) for place in largest.places])))
+    turned = made.stride(0) == 1 and made.stride(1) > 1  # GPT-2's lie that way
+    matrix = torch.zeros(k, n, dtype=dtype).t() if turned else torch.zeros(n, k, dtype=dtype)
     return _best(lambda: product(x, [matrix], False), matrix.nbytes)
 
 

@@ -66,18 +66,19 @@ def quantized_copy(
     disk: Disk,
     say: Callable[[str], object] = lambda text: None,
     track: Track = silent,
-    check: Callable[[], object] = lambda: None,
+    check: Callable[[int, int], object] = lambda layer, outside: None,
 ) -> QuantizedOnDisk:
     """The model in so many bits, read from its copy, which is made first where there is none.
 
-    found: the exact one. name: what the copy is called, beside a hash. check: called before one is made, may raise.
+    found: the exact one. name: what the copy is called, beside a hash. check: told, before one is made, how many bytes
+    a layer takes and what is in no layer; it may raise.
     Memory: one layer as it is stored and quantised.
     Raises UserError for weights that are damaged, and for a disk that has no room; then nothing is left behind.
     """
     path = folder / f"{name[:100]}-{kind}-{_identity(found, kind)}"
     try:
         if not path.is_dir():
-            check()
+            check(*_sizes(found, kind))
             folder.mkdir(parents=True, exist_ok=True)
             with only_one(folder / f".{path.name}.lock", path.name, say):
                 if not path.is_dir():
@@ -179,16 +180,14 @@ def _identity(found: OnDisk, kind: str) -> str:
 
 @torch.no_grad()
 def _make(found: OnDisk, kind: str, path: Path, disk: Disk, say: Callable[[str], object], track: Track) -> None:
-    with torch.device("meta"):
-        block = prepare_quantized(BLOCKS[found.config.block](found.config, 0), kind)
-        outside = prepare_quantized(without_blocks(found.config), kind)
-    sizes = [sum(t.numel() * t.element_size() for t in contents(part).values()) for part in (block, outside)]
-    needed = len(found.layers) * sizes[0] + sizes[1]
+    block, outside = _empty(found, kind)
+    layer, rest = _sizes(found, kind)
+    needed = len(found.layers) * layer + rest
     free = shutil.disk_usage(path.parent).free
     if needed + ROOM > free:
         raise UserError(
-            f"the {kind} copy takes {say_bytes(needed)} and {path.parent} has {say_bytes(free)} free: "
-            "make room, or name another folder with quantized_dir"
+            f"the {kind} copy takes {say_bytes(needed)}, {say_bytes(ROOM)} more is to stay free, and {path.parent} has "
+            f"{say_bytes(free)} free: make room, or name another folder with quantized_dir"
         )
     say(f"quantising to {kind} once, {say_bytes(needed)} into {path}")
     part = path.with_name(f".{path.name}.part")
@@ -217,6 +216,18 @@ def _make(found: OnDisk, kind: str, path: Path, disk: Disk, say: Callable[[str],
         raise UserError(f"the {kind} copy could not be written to {path.parent}: {remedy}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _empty(found: OnDisk, kind: str) -> tuple[nn.Module, nn.Module]:
+    """A layer, and what is in none, without contents."""
+    with torch.device("meta"):
+        block: nn.Module = BLOCKS[found.config.block](found.config, 0)
+        return prepare_quantized(block, kind), prepare_quantized(without_blocks(found.config), kind)
+
+
+def _sizes(found: OnDisk, kind: str) -> list[int]:
+    """Bytes of both."""
+    return [sum(t.numel() * t.element_size() for t in contents(part).values()) for part in _empty(found, kind)]
 
 
 def _quantise(pieces: list[Piece], module: nn.Module, disk: Disk) -> None:

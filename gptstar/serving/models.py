@@ -128,7 +128,7 @@ class Served:
         settings = self.settings
         device = pick_device(settings.device)
         budget = None if settings.memory_budget is None else settings.memory_budget - taken
-        if budget is not None and not check_budget(self.source, settings.dtype, budget, device):
+        if budget is not None and not self._fits_whole(budget, device):
             return self._read_layer_by_layer(device, budget)
         with telling(self._hear):
             model, tokenizer = load(self.source.source, device, settings.dtype)
@@ -136,6 +136,15 @@ class Served:
         capacity = model.longest or 2 * model.config.context
         n_row = rows_that_fit(model, capacity, left, settings.max_rows)
         return Engine(model, tokenizer, n_row, capacity, decoder=Decoder(model, settings.compile))
+
+    def _fits_whole(self, budget: float, device: torch.device) -> bool:
+        """Weights and the cache of a sequence. Raises UserError where not even a part of the layers fits."""
+        if not check_budget(self.source, self.settings.dtype, budget, device):
+            return False
+        config, size = load_config(self.source.source), 4 if device.type == "cpu" else 2
+        row = (longest(config) or 2 * config.context) * cache_bytes_per_token(config, size)
+        tight = budget < needed_bytes(self.source, self.settings.dtype) + row
+        return not tight or _least(self.source, self.settings.dtype, device) > budget
 
     def _read_layer_by_layer(self, device: torch.device, budget: float) -> Engine:
         """With layers on disk, which takes seconds a token; a quarter of the memory at most is for the cache."""
@@ -268,17 +277,23 @@ def check_budget(source: Source, dtype: str | None, budget: float, device: torch
 
     Raises UserError, with what would fit, where they take more and cannot stay on disk in part either.
     """
-    n = parameter_count(load_config(source.source))
-    needed = {kind: n * size for kind, size in BYTES.items()}
-    kind = dtype or next((name for name, saved in DTYPES.items() if saved == saved_dtype(source.source)), "fp32")
-    if needed[kind] <= budget:
+    if needed_bytes(source, dtype) <= budget:
         return True
     if device.type in ("cpu", "cuda") and _least(source, dtype, device) <= budget:
         return False
-    fits = [other for other in ("bf16", "int8", "int4") if needed[other] <= budget]
-    remedy = f"DTYPE={fits[0]} takes {_amount(needed[fits[0]])}" if fits else "no DTYPE makes it fit"
-    takes = f"{source.name} takes {_amount(needed[kind])} in {kind}"
+    fits = [other for other in ("bf16", "int8", "int4") if needed_bytes(source, other) <= budget]
+    remedy = f"DTYPE={fits[0]} takes {_amount(needed_bytes(source, fits[0]))}" if fits else "no DTYPE makes it fit"
+    takes = f"{source.name} takes {_amount(needed_bytes(source, dtype))} in {_kind(source, dtype)}"
     raise UserError(f"{takes}, and there are {_amount(budget)} of MEMORY_BUDGET: {remedy}")
+
+
+def needed_bytes(source: Source, dtype: str | None) -> float:
+    """Of all weights."""
+    return parameter_count(load_config(source.source)) * BYTES[_kind(source, dtype)]
+
+
+def _kind(source: Source, dtype: str | None) -> str:
+    return dtype or next((name for name, saved in DTYPES.items() if saved == saved_dtype(source.source)), "fp32")
 
 
 def _least(source: Source, dtype: str | None, device: torch.device) -> float:

@@ -78,16 +78,20 @@ def test_numbers_are_those_of_the_whole_model(sources, exact_budgets, name):
     whole, _ = gptstar.load(sources[name], dtype="fp32")
     least, most = budgets(sources[name])
     expected = whole(TOKENS)
+
+    def same(found, wanted):  # a Conv1D is multiplied with as it lies, so that its sums are made in another order
+        assert torch.equal(found, wanted) if "gpt2" not in name else torch.allclose(found, wanted, 1e-4, 1e-4)
+
     for budget in (least, most):
         made = load_under_budget(sources[name], budget, room=Room(64))
         assert len(made.plan.resident) == (0 if budget == least else whole.config.n_layer)
         for _ in range(2):
-            assert torch.equal(made.model(TOKENS), expected)
+            same(made.model(TOKENS), expected)
         for rows in (TOKENS, TOKENS[:1]):
             cache, whole_cache = made.model.new_cache(len(rows), 8), whole.new_cache(len(rows), 8)
             for piece in rows.split([3, 1, 1], 1):
                 with fast_linear(whole.device, whole.dtype):  # as both are sampled
-                    assert torch.equal(made.model(piece, cache=cache), whole(piece, cache=whole_cache))
+                    same(made.model(piece, cache=cache), whole(piece, cache=whole_cache))
         made.close()
 
 
@@ -208,3 +212,20 @@ def test_a_pickle_that_is_mapped_counts(sources, monkeypatch):
 
     size = sum(file.stat().st_size for file in sources["gpt2-bin"].glob("*.bin"))
     assert whole("gpt2-bin") - whole("gpt2-shards") == size
+
+
+def test_what_is_asked_of_python_is_checked(sources, exact_budgets, tmp_path):
+    source = sources["native"]
+    made = load_under_budget(source, "20MB", "int8", quantized_dir=str(tmp_path))
+    assert not any(parameter.requires_grad for parameter in made.model.parameters())
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        made.model(TOKENS, TOKENS).backward()
+    made.close()
+    for changes, words in (
+        (dict(budget="much"), "must be a number of bytes"),
+        (dict(dtype="int9"), "'int9' is unknown"),
+        (dict(dtype="fp16"), "so leave dtype out"),
+        (dict(gpu_budget=5), "needs a GPU"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load_under_budget(source, **{"budget": 1 << 40, **changes})

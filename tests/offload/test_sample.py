@@ -52,21 +52,21 @@ def door(*arguments: str, given: str = "") -> tuple[str, str, int]:
 
 def layers(said: str) -> tuple[int, int]:
     """In memory, and on disk, by the plan."""
-    return tuple(int(re.search(rf"^  {where} +(\d+) ", said, re.MULTILINE)[1]) for where in ("memory", "disk"))
+    kept = re.search(r"(\d+) of (\d+) layers stay in memory", said)
+    return int(kept[1]), int(re.search(r"^  disk +(\d+) ", said, re.MULTILINE)[1])
 
 
 @pytest.mark.timeout(900)
 def test_the_budget_is_kept_and_the_text_the_same(large, tmp_path):
     asked = (f"checkpoint={large}", "max_new_tokens=12", "temperature=0", "device=cpu")
     expected, _, whole = door(*asked, "prompt=abc", "dtype=fp32")
-    text, said, _ = door(*asked, "prompt=abc", "memory_budget=20G")
+    text, said, _ = door(*asked, "prompt=abc", "memory_budget=3G")
     assert text == expected and "all of it fits" in said
 
     # Half of the weights, 166 MiB, and what Python and torch take: as the least that is refused says.
     with pytest.raises(AssertionError, match="is the least") as told:
         door(*asked, "prompt=abc", "memory_budget=300MiB")
-    least = float(re.search(r"([\d.]+) GiB is the least", str(told.value))[1])
-    budget = int(least * 1024) + 60
+    budget = int(re.search(r"(\d+) MiB is the least", str(told.value))[1]) + 60
     text, said, peak = door(*asked, "prompt=abc", f"memory_budget={budget}MiB")
     assert text == expected
     assert peak <= budget * MiB < whole
@@ -113,7 +113,8 @@ def test_guesses_of_a_draft_are_checked_in_one_pass(large, capsys, exact_budgets
     run(SampleConfig(**asked, memory_budget="60MB", draft=str(large), n_draft=5))
     found = capsys.readouterr()
     assert found.out == expected
-    assert "100% of" in found.err and len(re.findall(" s a pass", found.err)) <= 13
+    seconds, rate = (float(re.search(rf"([\d.e-]+) {unit}", found.err)[1]) for unit in ("s a pass", "tok/s"))
+    assert "100% of" in found.err and seconds * rate > 2  # tokens a pass
 
 
 def test_several_continuations_share_their_passes(large, capsys, exact_budgets):
@@ -130,6 +131,7 @@ def test_several_continuations_share_their_passes(large, capsys, exact_budgets):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"memory_budget": "9999TiB"}, "is more than this machine has"),
         ({"memory_budget": "a lot"}, "memory_budget=a lot must be a number of bytes"),
         ({"memory_budget": "1M"}, "is the least for"),
         ({"memory_budget": "1M", "dtype": "int4"}, "too small to quantise a layer at a time to int4"),
