@@ -173,3 +173,12 @@ def test_a_model_that_does_not_fit_is_served_from_disk(serve, folder, exact_budg
     served = client.app.state.models.default
     assert served.worker.engine.decoder.shared and layers_of(served.model) is not None and served.held > 0
     assert "does not fit, and stays on disk in part" in caplog.text
+
+
+@pytest.mark.parametrize(("least", "whole"), [(0, False), (1e12, True)])
+def test_weights_alone_are_not_enough_to_be_read_whole(settings, folder, monkeypatch, least, whole):
+    weights = 4 * parameter_count(load_config(folder))
+    monkeypatch.setattr(models, "_least", lambda *_: least)
+    served = Models(settings(memory_budget=str(weights + 10))).default
+    assert served._fits_whole(weights + 10, torch.device("cpu")) == whole  # else the refusal says what is missing
+    assert served._fits_whole(3 * weights, torch.device("cpu"))
