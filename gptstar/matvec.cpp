@@ -82,9 +82,13 @@ inline void load(const uint8_t* from, Codes& to) {
 inline float number(_Float16 x) { return float(x); }
 
 inline float total(Floats lanes) {
-  float sum = 0;
-  for (int lane = 0; lane < LANES; lane++) sum += lanes[lane];
-  return sum;
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps(__m512(lanes));
+#else
+  for (int half = LANES / 2; half > 0; half /= 2)
+    for (int lane = 0; lane < half; lane++) lanes[lane] += lanes[lane + half];
+  return lanes[0];
+#endif
 }
 
 // Sums of a row of the matrix times R vectors, in progress: two side by side, and what is left at a row's end.
@@ -163,7 +167,7 @@ Tensor result(const Tensor& x, int64_t N) {
 
 // Calls `with` for up to MOST vectors at a time, so that each weight is converted once for all of them.
 template <int MOST, typename With>
-inline void by_vectors(int64_t n_vector, int64_t first, With with) {
+inline void by_vectors(int64_t n_vector, int64_t first, const With& with) {
   if constexpr (MOST > 0) {
     for (; n_vector - first >= MOST; first += MOST) with(std::integral_constant<int, MOST>(), first);
     by_vectors<MOST - 1>(n_vector, first, with);
@@ -255,12 +259,14 @@ struct Scales {
 
   Scales(const uint16_t* pairs, int64_t n) {
     Bits bits = {};
+#if defined(__AVX512F__)
+    bits = Bits(_mm512_maskz_loadu_epi32(__mmask16((1u << n) - 1), pairs));
+#else
     if (n == LANES)
       std::memcpy(&bits, pairs, sizeof bits);
-    else if (n == LANES / 2)  // 768 columns are one and a half
-      std::memcpy(&bits, pairs, sizeof bits / 2);
     else
       for (int64_t g = 0; g < n; g++) bits[g] = pairs[2 * g] | uint32_t(pairs[2 * g + 1]) << 16;
+#endif
     Bits low = bits << 16, high = bits & 0xffff0000u;  // the first of two is the lower half: a little-endian machine
     Floats scales;
     std::memcpy(&scales, &low, sizeof low), std::memcpy(&lowest, &high, sizeof high);
