@@ -1,6 +1,6 @@
 """Linear layers on a CPU, without gradients, through whatever is the fastest there.
 
-One row goes to our own loop (matvec.py), as do a few of them, more to the library that model/matmul.py picks.
+One row, or a few, go to our own loop (matvec.py), more to the library that model/matmul.py picks.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ from torch.overrides import TorchFunctionMode
 from gptstar import matvec
 from gptstar.model.matmul import one_dnn_linear, one_dnn_takes
 
+SMALL = 2**14  # numbers of input that lie in the nearest cache
+TILE = 2**21  # numbers of a matrix that are made at a time: 8 MB, about a cache
+
 
 def fast_linear(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
     """While entered, without gradients, F.linear uses what is fastest for tensors of this kind."""
     known = device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
     return _Fastest() if known and not torch.is_grad_enabled() else nullcontext()
-
-
-SMALL = 2**14  # numbers of input
-TILE = 2**21  # numbers of a matrix that are made at a time: 8 MB, about a cache
 
 
 def tiled_linear(x: Tensor, n_row: int, rows: Callable[[int, int], Tensor]) -> Tensor:

@@ -309,9 +309,7 @@ def _trained_tokenizer(
     }
     folder = cache / f"tokenizer-{key_of(made_of)}"
     path = folder / "tokenizer.json"
-    with only_one(
-        cache / ".locks" / folder.name, "the same tokenizer", partial(console.print, highlight=False, markup=False)
-    ):
+    with only_one(cache / ".locks" / folder.name, "the same tokenizer", _plainly(console)):
         if path.is_file():
             return load_tokenizer(str(path), config.eot_token)
         with console.status(f"training a {config.vocab_size}-token BPE") if console.is_terminal else _nothing():
@@ -343,9 +341,7 @@ def _contamination(data: DataConfig, cache: Path, console: Console) -> Path | No
     texts = {task: [text for _, text in evaluation_texts(task, config.data_dir)] for task in config.tasks}
     content = {task: hashlib.sha256("\0".join(some).encode()).hexdigest() for task, some in texts.items()}
     path = cache / f"contamination-{key_of([FORMAT, content, config.n, config.shortest, config.min_matches])}.npz"
-    with only_one(
-        cache / ".locks" / path.stem, "the same evaluation sets", partial(console.print, highlight=False, markup=False)
-    ):
+    with only_one(cache / ".locks" / path.stem, "the same evaluation sets", _plainly(console)):
         if not path.is_file():
             part = path.with_name(f".{path.name}.part")
             Contamination(texts, config.n, config.shortest, config.min_matches).save(part)

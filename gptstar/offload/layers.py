@@ -16,6 +16,7 @@ from gptstar.errors import UserError
 from gptstar.model.config import ModelConfig
 from gptstar.model.transformer import GPT
 from gptstar.offload.places import Place, in_pickle, in_safetensors
+from gptstar.offload.reading import Disk, Extent, new_buffer
 from gptstar.pretrained import native, neox_slim, transformers_folder
 from gptstar.pretrained.family import Entry, all_finite
 from gptstar.pretrained.load import NATIVE, NEOX_SLIM, TRANSFORMERS, find_layout
@@ -46,6 +47,21 @@ class Piece:
         if not all(all_finite(tensor) for tensor in tensors):
             files = ", ".join(sorted({place.file.name for place in self.places}))
             raise UserError(f"{self.name} in {files} is not finite: the file is damaged, fetch it again")
+
+
+def fill_from_disk(pieces: list[Piece], targets: dict[str, Tensor], disk: Disk) -> None:
+    """Our state dict from files, a piece at a time, so that little of them is there besides."""
+    for piece in pieces:
+        extent = Extent(piece.places)
+        buffer = new_buffer(extent.n_byte)
+        disk.read(extent, buffer)
+        piece.fill([extent.tensor(place, buffer) for place in piece.places], targets)
+
+
+def state_of_files(pieces: Iterable[Piece]) -> list[tuple[str, int, int]]:
+    """Which files these are in, how long and of when."""
+    files = sorted({place.file.resolve() for piece in pieces for place in piece.places})
+    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 @dataclass

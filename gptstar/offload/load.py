@@ -23,7 +23,7 @@ from gptstar.model.choices import BLOCKS
 from gptstar.model.config import ModelConfig
 from gptstar.model.transformer import GPT
 from gptstar.offload.binding import StoredBinding
-from gptstar.offload.layers import OnDisk, find_layers
+from gptstar.offload.layers import OnDisk, fill_from_disk, find_layers
 from gptstar.offload.matrix import StoredTable, prepare_stored
 from gptstar.offload.plan import BUFFERS, SLACK, Plan, Room, make_plan, memory_in_use, needs, whole_bytes
 from gptstar.offload.quantized import (
@@ -35,7 +35,7 @@ from gptstar.offload.quantized import (
     silent,
     without_blocks,
 )
-from gptstar.offload.reading import Disk, Extent, new_buffer
+from gptstar.offload.reading import Disk
 from gptstar.offload.staging import Copier, StagedLayers
 from gptstar.offload.stream import Layers, StreamedBlock
 from gptstar.pretrained.empty import pick_dtype
@@ -265,9 +265,4 @@ def _fill_outside(model: GPT, found: OnDisk, computed: torch.dtype, device: torc
             with torch.device("meta"):
                 setattr(model, name, StoredTable(table.num_embeddings, table.embedding_dim, stored, computed))
     model.to_empty(device=device)
-    targets = model.state_dict()
-    for piece in found.outside:
-        extent = Extent(piece.places)
-        buffer = new_buffer(extent.n_byte)
-        disk.read(extent, buffer)
-        piece.fill([extent.tensor(place, buffer) for place in piece.places], targets)
+    fill_from_disk(found.outside, model.state_dict(), disk)

@@ -20,6 +20,7 @@ from gptstar.model.matmul import matmul
 from gptstar.model.projections import FusedLinear, Linear, TokenTable
 from gptstar.quantization.int8 import TILE_SIZE
 from gptstar.quantization.layers import QuantizedFused, QuantizedLinear
+from gptstar.quantization.quantize import replace_layers
 
 
 class StoredMatrix(nn.Module):
@@ -82,12 +83,14 @@ class StoredTable(TokenTable):
 
 def prepare_stored(module: nn.Module) -> nn.Module:
     """Puts stored layers, not bound to anything yet, in the place of a block's linear ones."""
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is FusedLinear:
-                setattr(parent, name, StoredFused(child))
-            elif type(child) in (nn.Linear, Linear):
-                setattr(parent, name, StoredLinear(cast(nn.Linear, child)))
+    return replace_layers(module, _stored)
+
+
+def _stored(module: nn.Module) -> nn.Module:
+    if type(module) is FusedLinear:
+        return StoredFused(module)
+    if isinstance(module, nn.Linear) and type(module) in (nn.Linear, Linear):
+        return StoredLinear(module)
     return module
 
 

@@ -232,17 +232,17 @@ def _fit(
     name: str,
     n_token: int,
     among: list[int] | None = None,
-    at_least: int = 0,
+    loading: int = 0,
 ) -> tuple[tuple[int, ...], int]:
-    """Which layers stay, and what is used then. at_least: what loading takes."""
+    """Which layers stay, and what is used then. loading: what that takes."""
     layers = list(range(len(need.layers))) if among is None else among
     everything = fixed + sum(need.layers[n] for n in layers)
-    if max(everything, at_least) <= budget:
+    if max(everything, loading) <= budget:
         return tuple(layers), everything
     ring = n_buffer * need.largest
     n_kept = math.floor((budget - fixed - ring) / need.largest)
-    if n_kept < 0 or at_least > budget:
-        raise UserError(_too_small(name, budget, max(fixed + ring, at_least), n_token))
+    if n_kept < 0 or loading > budget:
+        raise UserError(_too_small(name, budget, max(fixed + ring, loading), n_token))
     chosen = tuple(layers[n] for n in spread(n_kept, len(layers)))
     return chosen, fixed + ring + sum(need.layers[n] for n in chosen)
 

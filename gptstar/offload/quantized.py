@@ -32,7 +32,7 @@ from gptstar.errors import UserError
 from gptstar.model.choices import BLOCKS
 from gptstar.model.config import ModelConfig
 from gptstar.model.transformer import GPT
-from gptstar.offload.layers import OnDisk, Piece
+from gptstar.offload.layers import OnDisk, Piece, fill_from_disk, state_of_files
 from gptstar.offload.places import Place, in_safetensors
 from gptstar.offload.reading import Disk, Extent, new_buffer
 from gptstar.pretrained.stored import save_safetensors
@@ -78,7 +78,7 @@ def quantized_copy(
     path = folder / f"{name[:100]}-{kind}-{_identity(found, kind)}"
     try:
         if not path.is_dir():
-            check(*_sizes(found, kind))
+            check(*map(_n_byte, _empty(found.config, kind)))
             folder.mkdir(parents=True, exist_ok=True)
             with only_one(folder / f".{path.name}.lock", path.name, say):
                 if not path.is_dir():
@@ -86,7 +86,7 @@ def quantized_copy(
     except OSError as error:
         remedy = "name another folder with quantized_dir"
         raise UserError(f"{folder} cannot be written to ({error.strerror or error}): {remedy}") from error
-    return _open(path, found)
+    return _open(path, found, kind)
 
 
 @dataclass
@@ -172,17 +172,14 @@ def _filled(module: nn.Module) -> None:
 
 def _identity(found: OnDisk, kind: str) -> str:
     pieces = [*found.outside, *(piece for layer in found.layers for piece in layer)]
-    files = sorted({place.file.resolve() for piece in pieces for place in piece.places})
-    seen = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    made_of = [FORMAT, GROUP, kind, asdict(found.config), found.tokenizer.fingerprint(), seen]
+    made_of = [FORMAT, GROUP, kind, asdict(found.config), found.tokenizer.fingerprint(), state_of_files(pieces)]
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @torch.no_grad()
 def _make(found: OnDisk, kind: str, path: Path, disk: Disk, say: Callable[[str], object], track: Track) -> None:
-    block, outside = _empty(found, kind)
-    layer, rest = _sizes(found, kind)
-    needed = len(found.layers) * layer + rest
+    block, outside = _empty(found.config, kind)
+    needed = len(found.layers) * _n_byte(block) + _n_byte(outside)
     free = shutil.disk_usage(path.parent).free
     if needed + ROOM > free:
         raise UserError(
@@ -201,7 +198,7 @@ def _make(found: OnDisk, kind: str, path: Path, disk: Disk, say: Callable[[str],
                 *((f"layer-{n:04d}", layer, block) for n, layer in enumerate(found.layers)),
             ):
                 module.to_empty(device="cpu")
-                _quantise(pieces, module, disk)
+                fill_from_disk(pieces, module.state_dict(), disk)
                 digests[name] = _write(part / f"{name}.safetensors", contents(module))
                 advance(1)
         found.tokenizer.save(part / "tokenizer.json")
@@ -218,26 +215,15 @@ def _make(found: OnDisk, kind: str, path: Path, disk: Disk, say: Callable[[str],
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _empty(found: OnDisk, kind: str) -> tuple[nn.Module, nn.Module]:
+def _empty(config: ModelConfig, kind: str) -> tuple[nn.Module, nn.Module]:
     """A layer, and what is in none, without contents."""
     with torch.device("meta"):
-        block: nn.Module = BLOCKS[found.config.block](found.config, 0)
-        return prepare_quantized(block, kind), prepare_quantized(without_blocks(found.config), kind)
+        block: nn.Module = BLOCKS[config.block](config, 0)
+        return prepare_quantized(block, kind), prepare_quantized(without_blocks(config), kind)
 
 
-def _sizes(found: OnDisk, kind: str) -> list[int]:
-    """Bytes of both."""
-    return [sum(t.numel() * t.element_size() for t in contents(part).values()) for part in _empty(found, kind)]
-
-
-def _quantise(pieces: list[Piece], module: nn.Module, disk: Disk) -> None:
-    """A piece at a time, so that little of it is there in full precision."""
-    targets = module.state_dict()
-    for piece in pieces:
-        extent = Extent(piece.places)
-        buffer = new_buffer(extent.n_byte)
-        disk.read(extent, buffer)
-        piece.fill([extent.tensor(place, buffer) for place in piece.places], targets)
+def _n_byte(module: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in contents(module).values())
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> str:
@@ -252,10 +238,12 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _open(path: Path, exact: OnDisk) -> QuantizedOnDisk:
+def _open(path: Path, exact: OnDisk, kind: str) -> QuantizedOnDisk:
     try:
         manifest = json.loads((path / "quantized.json").read_text())
-        kind, digests = manifest["kind"], manifest["digests"]
+        digests = manifest["digests"]
+        if manifest["kind"] != kind:
+            raise ValueError(f"it is in {manifest['kind']}")
         tokenizer = load_tokenizer(str(path / "tokenizer.json"), manifest["eot_token"])
         outside = _pieces(in_safetensors(path / "outside.safetensors"))
         layers = [_pieces(in_safetensors(path / _layer_file(n))) for n in range(exact.config.n_layer)]
@@ -263,12 +251,9 @@ def _open(path: Path, exact: OnDisk) -> QuantizedOnDisk:
         opened = QuantizedOnDisk(exact.config, tokenizer, outside, layers, kind, path, each, digests["outside"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as error:
         raise UserError(f"{path} is damaged ({error}): delete it, and it is made again") from error
-    with torch.device("meta"):
-        block = prepare_quantized(BLOCKS[exact.config.block](exact.config, 0), kind)
-        outer = prepare_quantized(without_blocks(exact.config), kind)
-    for module, pieces in ((outer, opened.outside), *((block, layer) for layer in opened.layers)):
-        wanted = {name: (tensor.shape, tensor.dtype) for name, tensor in contents(module).items()}
-        if wanted != {piece.name: (piece.places[0].shape, piece.places[0].dtype) for piece in pieces}:
+    wanted = [{n: (t.shape, t.dtype) for n, t in contents(part).items()} for part in _empty(exact.config, kind)]
+    for expected, pieces in ((wanted[1], outside), *((wanted[0], layer) for layer in layers)):
+        if expected != {piece.name: (piece.places[0].shape, piece.places[0].dtype) for piece in pieces}:
             raise UserError(f"{path} is damaged (tensors of other shapes): delete it, and it is made again")
     return opened
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gptstar.model.attention import Sight
 from gptstar.model.cache import KeyValueCache
 from gptstar.model.transformer import GPT
-from gptstar.offload.layers import Piece
+from gptstar.offload.layers import Piece, state_of_files
 from gptstar.offload.reading import Disk, Extent, finish, new_buffer
 
 READ_AT_ONCE = 512  # tokens that go through the layers together, at most: what is made of them takes memory
@@ -67,8 +67,7 @@ class Layers:
     @property
     def identity(self) -> str:
         """Which files these weights are in, and as of when."""
-        files = sorted({place.file for layer in self.layers for piece in layer for place in piece.places})
-        return repr([(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files])
+        return repr(state_of_files(piece for layer in self.layers for piece in layer))
 
     @property
     def held(self) -> int:

@@ -16,12 +16,11 @@ from torch import Tensor, library, nn
 from gptstar import matvec
 from gptstar.errors import UserError
 from gptstar.fast_linear import tiled_linear
-from gptstar.quantization.int8 import keeping_dtype
+from gptstar.quantization.int8 import TILE_SIZE, keeping_dtype
 
 GROUP = 32  # weights that share a scale and an offset: 1 bit a weight more than the codes
 HALF = GROUP // 2
 TILE = 64  # rows that a GPU's kernels take together
-TILE_SIZE = 2**24  # numbers that are there in full precision at a time, where no kernel takes codes
 MIDDLE = 8
 
 

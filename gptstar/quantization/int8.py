@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from gptstar import matvec
 
 LARGEST = 127
-TILE_SIZE = 2**24  # numbers that are there in full precision at a time, where products are not in 8 bits
+TILE_SIZE = 2**24  # numbers that are there in full precision at a time, where no kernel takes codes
 
 
 class Int8Matrix(nn.Module):

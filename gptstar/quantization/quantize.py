@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -27,11 +29,16 @@ def prepare_quantized(model: M, kind: str) -> M:
     """
     if kind not in KINDS:
         raise UserError(f"{kind!r} is no kind of quantised weights: choose one of {', '.join(KINDS)}")
+    return replace_layers(model, partial(_quantized, kind=kind))
+
+
+def replace_layers(model: M, new: Callable[[nn.Module], nn.Module]) -> M:
+    """Puts `new` of every module in its place, in a model or a block; adapters stay as they are."""
     for module in list(model.modules()):
         if isinstance(module, Adapter):
             continue
         for name, child in list(module.named_children()):
-            setattr(module, name, _quantized(child, kind))
+            setattr(module, name, new(child))
     return model
 
 

@@ -8,7 +8,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal, TypeVar
 
 import torch
@@ -21,6 +22,7 @@ from gptstar.generation.decoding import Decoder
 from gptstar.generation.engine import Engine
 from gptstar.generation.settings import SamplingSettings
 from gptstar.model.choices import longest
+from gptstar.model.config import ModelConfig
 from gptstar.model.describe import cache_bytes_per_token, parameter_count
 from gptstar.model.transformer import GPT
 from gptstar.offload.layers import find_layers
@@ -141,30 +143,46 @@ class Served:
         """Weights and the cache of a sequence. Raises UserError where not even a part of the layers fits."""
         if not check_budget(self.source, self.settings.dtype, budget, device):
             return False
-        config, size = load_config(self.source.source), 4 if device.type == "cpu" else 2
-        row = (longest(config) or 2 * config.context) * cache_bytes_per_token(config, size)
-        tight = budget < needed_bytes(self.source, self.settings.dtype) + row
+        tight = budget < needed_bytes(self.source, self.settings.dtype) + self._row_bytes(device)
         return not tight or _least(self.source, self.settings.dtype, device) > budget
 
     def _read_layer_by_layer(self, device: torch.device, budget: float) -> Engine:
         """With layers on disk, which takes seconds a token; a quarter of the memory at most is for the cache."""
-        settings, config = self.settings, load_config(self.source.source)
+        settings = self.settings
         if settings.compile:
             raise UserError(f"{self.name} does not fit into MEMORY_BUDGET, and with layers on disk it is not compiled")
-        size = 4 if device.type == "cpu" else 2
-        capacity = longest(config) or 2 * config.context
-        row = capacity * cache_bytes_per_token(config, size)
-        n_row = max(1, min(settings.max_rows, int(0.25 * budget // row)))
-        text = str(settings.memory_budget if device.type == "cpu" else int(budget))
-        on_cpu, folder = device.type == "cpu", settings.quantized_dir
-        limits = Limits(text, None, folder) if on_cpu else Limits(None, text, folder)
+        capacity = _capacity(load_config(self.source.source))
+        n_row = max(1, min(settings.max_rows, int(0.25 * budget // self._row_bytes(device))))
+        if device.type == "cpu":  # the process, with what other models hold
+            limits = Limits(str(settings.memory_budget), None, settings.quantized_dir)
+        else:
+            limits = Limits(None, str(int(budget)), settings.quantized_dir)
 
         def say(plan: str) -> None:
             log.warning("%s does not fit, and stays on disk in part\n%s", self.name, plan)
 
         room = _room(n_row, capacity)
-        model, tokenizer = load_within(self.source.source, device, settings.dtype, limits, lambda *_: room, say)
+        model, tokenizer = load_within(
+            self.source.source, device, settings.dtype, limits, lambda *_: room, say, self._track
+        )
         return Engine(model, tokenizer, n_row, capacity, READ_AT_ONCE)
+
+    @contextmanager
+    def _track(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Progress of what is read or quantised."""
+        done = 0
+
+        def advance(amount: int) -> None:
+            nonlocal done
+            done += amount
+            self._hear(done / total)
+
+        yield advance
+
+    def _row_bytes(self, device: torch.device) -> int:
+        """Of the cache, for one sequence, as it will be."""
+        config, size = load_config(self.source.source), 4 if device.type == "cpu" else 2
+        return _capacity(config) * cache_bytes_per_token(config, size)
 
     def _hear(self, share: float) -> None:
         self.progress = share
@@ -305,8 +323,13 @@ def _least(source: Source, dtype: str | None, device: torch.device) -> float:
         alike(found.config)
     except UserError:
         return math.inf
-    capacity = longest(found.config) or 2 * found.config.context
-    return least_bytes(found, torch.float32 if device.type == "cpu" else found.dtype, _room(1, capacity))
+    computed = torch.float32 if device.type == "cpu" else found.dtype
+    return least_bytes(found, computed, _room(1, _capacity(found.config)))
+
+
+def _capacity(config: ModelConfig) -> int:
+    """Tokens that a sequence can have."""
+    return longest(config) or 2 * config.context
 
 
 def _room(n_row: int, capacity: int) -> Room:

@@ -182,3 +182,11 @@ def test_weights_alone_are_not_enough_to_be_read_whole(settings, folder, monkeyp
     served = Models(settings(memory_budget=str(weights + 10))).default
     assert served._fits_whole(weights + 10, torch.device("cpu")) == whole  # else the refusal says what is missing
     assert served._fits_whole(3 * weights, torch.device("cpu"))
+
+
+def test_progress_of_layers_that_are_read_is_told(settings):
+    served = Models(settings()).default
+    with served._track("reading weights", 8) as advance:
+        for share in (0.25, 0.5):
+            advance(2)
+            assert served.progress == share
