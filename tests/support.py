@@ -14,7 +14,10 @@ from gptstar.data.records import Record, Unreadable
 from gptstar.data.shards import ShardWriter, Split
 from gptstar.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from gptstar.errors import UserError
+from gptstar.fast_linear import fast_linear
+from gptstar.model.cache import KeyValueCache
 from gptstar.model.config import ModelConfig
+from gptstar.model.transformer import GPT
 
 
 def write_corpus(folder: Path, n_file: int = 40, seed: int = 0) -> Path:
@@ -65,6 +68,13 @@ def tiny_model(**changes) -> ModelConfig:
         position="alibi",
     )
     return ModelConfig(**{**values, **changes})
+
+
+@torch.inference_mode()
+def as_sampled(model: GPT, tokens: torch.Tensor, cache: KeyValueCache | None = None) -> torch.Tensor:
+    """Scores through the products of sampling and evaluation: those of torch's libraries differ in their last bits."""
+    with fast_linear(model.device, model.dtype):
+        return model(tokens, cache=cache)
 
 
 def exact_logits(theirs, tokens, monkeypatch, **options):

@@ -123,8 +123,8 @@ class Served:
         except Exception as error:
             told = isinstance(error, UserError)
             self.error = str(error) if told else f"{type(error).__name__}: {error}"
-            self.state = "failed"
             log.error("%s could not be loaded: %s", self.name, self.error, exc_info=None if told else error)
+            self.state = "failed"  # last: whoever waits for it finds the reason in the log
 
     def _read(self, taken: float = 0.0) -> Engine:
         settings = self.settings

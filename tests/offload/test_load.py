@@ -18,14 +18,13 @@ import gptstar
 from families import gpt2 as gpt2_model
 from families import gptj, neo, neox
 from gptstar.errors import UserError
-from gptstar.fast_linear import fast_linear
 from gptstar.offload import plan as planning
 from gptstar.offload.layers import find_layers
 from gptstar.offload.load import load_under_budget
 from gptstar.offload.plan import Room, least_bytes, needs
 from gptstar.pretrained.native import save_weights
 from gptstar.quantization.quantize import quantize
-from support import tiny_model
+from support import as_sampled, tiny_model
 
 TOKENS = torch.tensor([[5, 9, 2, 40, 7], [1, 1, 30, 3, 8]])
 
@@ -77,7 +76,7 @@ NAMES += ["slim-torch.float16", "slim-torch.float32"]
 def test_numbers_are_those_of_the_whole_model(sources, exact_budgets, name):
     whole, _ = gptstar.load(sources[name], dtype="fp32")
     least, most = budgets(sources[name])
-    expected = whole(TOKENS)
+    expected = as_sampled(whole, TOKENS)
 
     def same(found, wanted):  # a Conv1D is multiplied with as it lies, so that its sums are made in another order
         assert torch.equal(found, wanted) if "gpt2" not in name else torch.allclose(found, wanted, 1e-4, 1e-4)
@@ -86,12 +85,11 @@ def test_numbers_are_those_of_the_whole_model(sources, exact_budgets, name):
         made = load_under_budget(sources[name], budget, room=Room(64))
         assert len(made.plan.resident) == (0 if budget == least else whole.config.n_layer)
         for _ in range(2):
-            same(made.model(TOKENS), expected)
+            same(as_sampled(made.model, TOKENS), expected)
         for rows in (TOKENS, TOKENS[:1]):
             cache, whole_cache = made.model.new_cache(len(rows), 8), whole.new_cache(len(rows), 8)
             for piece in rows.split([3, 1, 1], 1):
-                with fast_linear(whole.device, whole.dtype):  # as both are sampled
-                    same(made.model(piece, cache=cache), whole(piece, cache=whole_cache))
+                same(as_sampled(made.model, piece, cache), as_sampled(whole, piece, whole_cache))
         made.close()
 
 
@@ -104,7 +102,7 @@ def test_any_budget_gives_the_same_numbers_or_is_refused(sources, exact_budgets,
     found = find_layers(source)
     least, layers = least_bytes(found, torch.float32, room), sum(needs(found, torch.float32, room).layers)
     budget = math.floor(least + share * layers)
-    expected = gptstar.load(source)[0](TOKENS)
+    expected = as_sampled(gptstar.load(source)[0], TOKENS)
     if budget < least:
         with pytest.raises(UserError, match="is the least"):
             load_under_budget(source, budget, room=room, direct=direct)
@@ -112,7 +110,7 @@ def test_any_budget_gives_the_same_numbers_or_is_refused(sources, exact_budgets,
     made = load_under_budget(source, budget, room=room, direct=direct)
     assert made.plan.held <= budget and len(made.plan.resident) >= int(4 * min(share, 1))
     for _ in range(2):
-        assert torch.equal(made.model(TOKENS), expected)
+        assert torch.equal(as_sampled(made.model, TOKENS), expected)
     made.close()
 
 
@@ -172,7 +170,7 @@ def test_masks_of_old_files_are_passed_over(sources, exact_budgets, tmp_path):
     values["weight_map"] |= dict.fromkeys(tensors, file.name)
     index.write_text(json.dumps(values))
     made = load_under_budget(folder, 1 << 40)
-    assert torch.equal(made.model(TOKENS), gptstar.load(folder, dtype="fp32")[0](TOKENS))
+    assert torch.equal(as_sampled(made.model, TOKENS), as_sampled(gptstar.load(folder, dtype="fp32")[0], TOKENS))
     made.close()
 
 
