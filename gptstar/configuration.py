@@ -21,6 +21,7 @@ import hydra
 import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.plugins.plugin import Plugin
@@ -134,10 +135,11 @@ def _full_name(argument: str) -> str:
 
 
 def _forced(argument: str) -> str:
-    """Lets what is named by the user (corpora of a mixture, columns of a table) be given and changed alike, whether a
-    file or a run has it already or not.
+    """Lets what is named by the user (corpora of a mixture, columns of a table, settings of an idea) be given and
+    changed alike, whether a file or a run has it already or not.
     """
-    named = argument.lstrip("+").startswith(("data.corpora.", "columns=", "columns."))
+    own = ("model.own.", "optimizer.own.", "schedule.own.")
+    named = argument.lstrip("+").startswith(("data.corpora.", "columns=", "columns.", *own))
     return "++" + argument.lstrip("+") if named else argument
 
 
@@ -200,9 +202,18 @@ def _checked(config: DictConfig, schema: type) -> Any:
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
             raise UserError(f"{missing[0]} is not set: add {missing[0]}=... to the command line")
-        return OmegaConf.to_object(config)
+        return made_of(config)
     except ValueError as error:  # of a dataclass's __post_init__
         raise UserError(str(error)) from error
+
+
+def made_of(config: DictConfig) -> Any:
+    """The dataclass, once the files that `ideas` names are in the tables. Raises ValueError from its own checks."""
+    if ideas := OmegaConf.select(config, "ideas"):
+        from gptstar.ideas import use  # which imports torch: doors set its allocator up before
+
+        use(ideas)
+    return OmegaConf.to_object(config)
 
 
 def _started_again(run: Path) -> bool:
@@ -232,9 +243,13 @@ def _resumed(config: DictConfig, schema: type, same_command: bool = False) -> Di
 
     same_command: whether it is the one that the run was started with.
     """
+    from gptstar.ideas import files_of
     from gptstar.pretrained.native import find_run, read_run_config
 
-    saved = read_run_config(find_run(config.resume))
+    run = find_run(config.resume)
+    saved = read_run_config(run)
+    if files_of(run):  # as they were when it began
+        saved["ideas"] = [str(file) for file in files_of(run)]
     merged = OmegaConf.merge(OmegaConf.structured(schema), saved)
     assert isinstance(merged, DictConfig)
     overrides = HydraConfig.get().overrides.task
@@ -242,12 +257,14 @@ def _resumed(config: DictConfig, schema: type, same_command: bool = False) -> Di
         _make_mixture(merged.data)
     for override in overrides:
         key = override.partition("=")[0].lstrip("+").replace("/", ".")
-        if same_command and key in ("init_from", "experiment", "resume"):
+        if same_command and key in ("init_from", "experiment", "resume", "ideas"):
             continue
         if key == "init_from":
             raise UserError(f"resume={config.resume} goes on with the run's own weights: leave init_from=... out")
         if key == "experiment":
             raise UserError(f"resume={config.resume} continues the run's own configuration: leave {override} out")
+        if key == "ideas":
+            raise UserError(f"resume={config.resume} has copies of its ideas: leave {override} out")
         OmegaConf.update(merged, key, OmegaConf.select(config, key))
     merged.resume = config.resume
     return merged
@@ -294,9 +311,12 @@ def _default_run_dir(resume: str | None) -> str:
     return f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}"
 
 
-def _sweep_name(number: int, overrides: str) -> str:
-    """The folder of one run of a sweep: its number and what was set, in characters that no command line minds."""
-    return re.sub(r"[^\w.-]+", "_", f"{number}-{overrides.replace('=', '-')}")[:120]
+def _sweep_name(number: int, overrides: Sequence[str]) -> str:
+    """The folder of one run of a sweep: its number and what is its own, in characters that no command line minds."""
+    told = [argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("-")]
+    several = {each.key_or_group for each in OverridesParser.create().parse_overrides(told) if each.is_sweep_override()}
+    own = [override for override in overrides if override.partition("=")[0].lstrip("+") in several]
+    return re.sub(r"[^\w.-]+", "_", f"{number}-{','.join(own).replace('=', '-')}").rstrip("-")[:120]
 
 
 def _one_line(error: Exception, schema: type) -> str:

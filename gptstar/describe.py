@@ -28,11 +28,13 @@ from gptstar.model.describe import (
 class DescribeConfig:
     """What to explain.
 
+    ideas    files of your own whose blocks and positions can be named
     diff     the name of another model of configs/model: what differs is shown too
     n_token  how long the sequences are that FLOPs are counted for; null: model.context
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    ideas: list[str] = field(default_factory=list)
     diff: str | None = None
     n_token: int | None = None
 

@@ -1,9 +1,14 @@
-"""Files that are never seen half-written."""
+"""Files that are never seen half-written, and where those lie that can be made again."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """`$XDG_CACHE_HOME/gptstar`, ~/.cache/gptstar by default; it may not exist. RuntimeError where there is no home."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gptstar"
 
 
 def replace_text(path: Path, text: str) -> None:

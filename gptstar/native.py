@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 
+from gptstar.files import cache_folder
+
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-std=c++20", "-shared", "-fPIC")
 
 
@@ -30,7 +32,7 @@ def load_operators(source: Path) -> bool:
     if compiler is None:
         return False
     try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gptstar"
+        folder = cache_folder()
         command = [*compiler.split(), *FLAGS, *_wide(), str(source), *_with_torch()]
         made_of = [source.read_text(), FLAGS, torch.__version__, _version(compiler), *_processor()]
         target = folder / f"{source.stem}-{hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]}.so"

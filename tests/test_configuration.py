@@ -128,7 +128,10 @@ def test_runs_go_where_they_are_told_and_sweeps_into_folders_of_their_own(door):
         f"study/{i}-model-{m}_trainer.seed-{s}"
         for i, (m, s) in enumerate([("star_3m", 0), ("star_3m", 1), ("gpt2_3m", 0), ("gpt2_3m", 1)])
     ]
-    many = composed(door, "-m", "run_dir=study", "trainer.seed=0,1", *[f"data.paths=[{'/long/name' * 30}]"])
+    told = composed(door, "-m", "run_dir=study", "trainer.seed=0,1", "trainer.clip=1e0", "data.paths=[a, b]")
+    assert [c.run_dir for c in told] == ["study/0-trainer.seed-0", "study/1-trainer.seed-1"]  # only what differs
+    long = "/long/name" * 30
+    many = composed(door, "-m", "run_dir=study", f"data.paths=[{long}a],[{long}b]")
     assert [len(Path(c.run_dir).name) for c in many] == [120, 120]
     assert [Path(c.run_dir).parent for c in many] == [Path("study")] * 2
 

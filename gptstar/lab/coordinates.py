@@ -35,6 +35,7 @@ class CoordinateConfig:
     """What is checked.
 
     model       the shape; at its d_model, or its mup_base_width if it has one, both parametrisations are the same
+    ideas       files of your own whose blocks, positions and optimizers can be named
     optimizer   at its own learning rate, from the first step on
     widths      of d_model; d_attention and d_ff keep their ratio to it
     d_head      channels a head, so that there are more heads in a wider model; 0: the number of heads stays
@@ -45,6 +46,7 @@ class CoordinateConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    ideas: list[str] = field(default_factory=list)
     widths: list[int] = field(default_factory=lambda: [64, 128, 256, 512])
     d_head: int = 32
     steps: int = 4

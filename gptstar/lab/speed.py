@@ -152,7 +152,7 @@ def _work(path: Path) -> None:
     from gptstar.environment import cpu_name
     from gptstar.training.throughput import measure_matmul_peak, memory_in_use, peak_flops
 
-    step, device, n_token, flops = _step_of(yaml.safe_load(path.read_text()))
+    step, device, n_token, flops = _step_of(yaml.safe_load(path.read_text()), path.parent)
     on_cuda = device.type == "cuda"
     for line in sys.stdin:
         began = time.perf_counter()
@@ -173,18 +173,20 @@ def _work(path: Path) -> None:
         print(json.dumps(answer), flush=True)
 
 
-def _step_of(values: dict) -> tuple[Callable[[], None], torch.device, int, int]:
-    """A step of a run's configuration, its device, and the tokens and FLOPs a token of it."""
+def _step_of(values: dict, folder: Path) -> tuple[Callable[[], None], torch.device, int, int]:
+    """A step of a run's configuration, with its own ideas, its device, and the tokens and FLOPs a token of it."""
     import torch
     from omegaconf import OmegaConf
 
     from gptstar.device import autocast, pick_device, pick_precision
+    from gptstar.ideas import use_those_of
     from gptstar.model.describe import flops_per_token
     from gptstar.model.matmul import fast_gradients
     from gptstar.model.transformer import GPT
     from gptstar.training.config import TrainConfig
     from gptstar.training.optimizers import build_optimizer, set_learning_rate
 
+    use_those_of(folder)
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), values))
     assert isinstance(config, TrainConfig)
     options, length = config.trainer, config.sequence_length

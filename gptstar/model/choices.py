@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
 from gptstar.model.block import Block, ParallelBlock, SequentialBlock, SharedParallelBlock
 from gptstar.model.config import ModelConfig
 from gptstar.model.feedforward import ACTIVATIONS
 from gptstar.model.gmlp import AttentiveMLPBlock, GatedMLPBlock
 from gptstar.model.norms import NORMS
+from gptstar.model.own import completed
 from gptstar.model.positions import SCHEMES
 
 BLOCKS: dict[str, type[Block]] = {
@@ -21,19 +23,35 @@ BLOCKS: dict[str, type[Block]] = {
 
 
 def check_choices(config: ModelConfig) -> None:
-    """Raises ValueError for an unknown block, norm, activation or position, with the known ones."""
+    """Raises ValueError for an unknown block, norm, activation, position or setting of theirs, with the known ones."""
     _known("block", config.block, BLOCKS)
     _known("norm", config.norm, NORMS)
     _known("activation", config.activation, ACTIVATIONS)
     _known("position", config.position, SCHEMES)
     for scheme in config.layer_positions:
         _known("layer_positions", scheme, SCHEMES)
+    with_own_settings(config)
     BLOCKS[config.block].check(config)
+
+
+def chosen(config: ModelConfig) -> list[object]:
+    """What the names of a configuration stand for."""
+    schemes = [SCHEMES[scheme] for scheme in dict.fromkeys(config.schemes)]
+    return [BLOCKS[config.block], NORMS[config.norm], ACTIVATIONS[config.activation], *schemes]
+
+
+def with_own_settings(config: ModelConfig) -> ModelConfig:
+    """With the usual value of each setting in `own` that is not given. ValueError for one that there is not."""
+    own = completed(config.own, chosen(config), "model.own")
+    return config if own == config.own else replace(config, own=own)
 
 
 def _known(key: str, value: str, allowed: Collection[str]) -> None:
     if value not in allowed:
-        raise ValueError(f"model.{key}={value!r} is unknown: choose one of {', '.join(allowed)}")
+        raise ValueError(
+            f"model.{key}={value!r} is unknown: choose one of {', '.join(allowed)}, or name the file that adds it "
+            "(ideas=[FILE.py])"
+        )
 
 
 def attends_only(config: ModelConfig) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -60,6 +61,8 @@ class ModelConfig:
     Transfer across width (`mup.py`)
     mup_base_width  d_model of the model that learning rates were found on, at which muP changes nothing; 0: no muP
     mup_base_head   its d_head, where heads grow with the width; 0: as here, there are more of them in a wider model
+
+    own          settings that a block or position of one's own brings (`own.py`, docs/your_first_idea.md)
     """
 
     name: str = "custom"
@@ -100,6 +103,7 @@ class ModelConfig:
     pad_vocab_to: int = 1
     mup_base_width: int = 0
     mup_base_head: int = 0
+    own: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for key in ("vocab_size", "n_layer", "d_model", "n_head", "context", "pad_vocab_to"):

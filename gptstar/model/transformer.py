@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gptstar.model.attention import Sight, make_sight
 from gptstar.model.cache import KeyValueCache, RowsCache
-from gptstar.model.choices import BLOCKS, attends_only, check_choices, longest
+from gptstar.model.choices import BLOCKS, attends_only, check_choices, longest, with_own_settings
 from gptstar.model.config import ModelConfig
 from gptstar.model.initialization import initialize
 from gptstar.model.kernels import Case, Kernel, View
@@ -29,7 +29,7 @@ class GPT(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         check_choices(config)
-        self.config = config
+        self.config = config = with_own_settings(config)
         rows = config.padded_vocab_size
         self.embedding = TokenTable(rows, config.d_model)
         self.embedding_norm = (

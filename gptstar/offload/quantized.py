@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from gptstar.data.cache import only_one
 from gptstar.data.tokenizer import load_tokenizer
 from gptstar.errors import UserError
+from gptstar.files import cache_folder
 from gptstar.model.choices import BLOCKS
 from gptstar.model.config import ModelConfig
 from gptstar.model.transformer import GPT
@@ -55,7 +56,7 @@ def silent(title: str, total: int) -> AbstractContextManager[Callable[[int], Non
 
 def default_folder() -> Path:
     """Where copies are kept unless another folder is named."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gptstar" / "quantized"
+    return cache_folder() / "quantized"
 
 
 def quantized_copy(

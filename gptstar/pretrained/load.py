@@ -110,5 +110,8 @@ def _download(name: str) -> Path:
                 break
         return folder
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{name} is no local folder and could not be had from the hub: {reason}") from error
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(
+            f"{name} is neither a folder here (from {Path.cwd()}) nor could it be had from the Hugging Face hub: check "
+            f"the path or name ({reason})"
+        ) from error

@@ -1,5 +1,6 @@
 """Our own checkpoint folder, the "weights only" kind:
 
+    ideas/               files of one's own that the model is made of (`gptstar.ideas`)
     config.json          the model's configuration, the end-of-text token, where in training it was taken
     model.safetensors    weights, under the names of `GPT.state_dict()` (fused layers under separate names)
     tokenizer.json
@@ -21,7 +22,7 @@ import yaml
 
 from gptstar.data.tokenizer import Tokenizer, load_tokenizer
 from gptstar.errors import UserError
-from gptstar.model.choices import check_choices
+from gptstar.ideas import check_model, keep_with
 from gptstar.model.config import ModelConfig
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.empty import Dtype, empty_model, refuse_quantized
@@ -50,7 +51,7 @@ def save_tensors(folder: Path, model: GPT) -> None:
 
 
 def save_description(folder: Path, model: GPT, tokenizer: Tokenizer, training: dict) -> None:
-    """What goes with the weights: config.json and tokenizer.json."""
+    """What goes with the weights: config.json, tokenizer.json and ideas/."""
     config = {
         "format": FORMAT,
         "model": asdict(model.config),
@@ -59,6 +60,7 @@ def save_description(folder: Path, model: GPT, tokenizer: Tokenizer, training: d
     }
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     tokenizer.save(folder / "tokenizer.json")
+    keep_with(folder, model.config)
 
 
 def load_native(source: str | Path, device: torch.device | str = "cpu", dtype: Dtype = None) -> tuple[GPT, Tokenizer]:
@@ -166,7 +168,7 @@ def read_config(folder: Path) -> ModelConfig:
     """The ModelConfig of a checkpoint folder."""
     try:
         config = ModelConfig(**read_json(folder)["model"])
-        check_choices(config)
+        check_model(config, folder)
         return config
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(f"{folder / 'config.json'} holds no valid model configuration: {error}") from error

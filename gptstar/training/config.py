@@ -185,6 +185,7 @@ class LoggerConfig:
 class TrainConfig:
     """A whole run.
 
+    ideas      files of your own whose blocks, positions, optimizers, ... can be named (docs/your_first_idea.md)
     run_dir    the folder it writes
     resume     a run folder: continue there; or one of its checkpoints: continue from that one in a new run_dir; auto:
                continue in run_dir if a run has begun there. What a launcher starts again does so by itself
@@ -200,6 +201,7 @@ class TrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(max_steps=1000))
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+    ideas: list[str] = field(default_factory=list)
     run_dir: str = "runs/unnamed"
     resume: str | None = None
     init_from: str | None = None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from gptstar.errors import UserError
 from gptstar.model.config import ModelConfig
 from gptstar.model.mup import channel_readers
+from gptstar.model.own import completed
 from gptstar.training.lion import Lion
 from gptstar.training.muon import MuonAdamW
 
@@ -26,6 +28,7 @@ class OptimizerConfig:
     eps           added to AdamW's denominator
     momentum      decay of Muon's moment
     weight_decay  for matrices; biases, norms and other vectors are never decayed
+    own           settings that an optimizer of one's own brings (docs/your_first_idea.md)
     """
 
     name: str = "adamw"
@@ -34,10 +37,13 @@ class OptimizerConfig:
     eps: float = 1e-8
     momentum: float = 0.95
     weight_decay: float = 0.1
+    own: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
-            raise ValueError(f"optimizer.name={self.name!r} is unknown: choose one of {', '.join(OPTIMIZERS)}")
+            known = f"choose one of {', '.join(OPTIMIZERS)}, or name the file that adds it (ideas=[FILE.py])"
+            raise ValueError(f"optimizer.name={self.name!r} is unknown: {known}")
+        self.own = completed(self.own, [OPTIMIZERS[self.name]], "optimizer.own")
         if not self.lr > 0:
             raise ValueError(f"optimizer.lr={self.lr} must be above 0")
         if self.weight_decay < 0:

@@ -4,6 +4,7 @@ config.yaml        the resolved configuration
 environment.json   what it ran on, an entry each time it was started or continued
 facts.json         parameters, FLOPs a token, tokenizer and held-out text: by these runs are told to be comparable
 metrics.jsonl      every step and validation; train.log  what was said
+ideas/             copies of the files that ideas= names
 checkpoints/       step-N folders; loss.png  the curve
 """
 
@@ -26,6 +27,7 @@ from gptstar.data.corpora import CorpusConfig
 from gptstar.data.prepare import Prepared
 from gptstar.errors import UserError
 from gptstar.files import replace_text
+from gptstar.ideas import keep_copies
 from gptstar.model.describe import flops_per_token, parameter_count
 from gptstar.pretrained.native import find_checkpoint, find_run, list_checkpoints, read_run_config
 from gptstar.training.config import TrainConfig
@@ -88,6 +90,7 @@ def open_run_folder(config: TrainConfig, start: Path | None, environment: dict) 
         if start is not None and not _same_run(run, start):
             shutil.copyfile(start.parent.parent / "metrics.jsonl", run / "metrics.jsonl")
         replace_text(run / "config.yaml", yaml.safe_dump(plain(asdict(config)), sort_keys=False))
+        keep_copies(run, config.ideas)
         path = run / "environment.json"
         entries = json.loads(path.read_text()) if path.is_file() else []
         replace_text(path, json.dumps([*entries, environment], indent=1))

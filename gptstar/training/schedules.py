@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+
+from gptstar.model.own import completed
 
 
 @dataclass
@@ -20,6 +23,7 @@ class ScheduleConfig:
     hold_share    cosine: the last share of the run that stays at the final rate (GPT*: 0.1)
     decay_share   wsd: the last share of the run in which the rate falls linearly
     first_ratio   exponential: the first learning rate as a share of the maximum, which is the last
+    own           settings that a schedule of one's own brings (docs/your_first_idea.md)
     """
 
     name: str = "cosine"
@@ -28,10 +32,13 @@ class ScheduleConfig:
     hold_share: float = 0.0
     decay_share: float = 0.2
     first_ratio: float = 1e-4
+    own: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.name not in SCHEDULES:
-            raise ValueError(f"schedule.name={self.name!r} is unknown: choose one of {', '.join(SCHEDULES)}")
+            known = f"choose one of {', '.join(SCHEDULES)}, or name the file that adds it (ideas=[FILE.py])"
+            raise ValueError(f"schedule.name={self.name!r} is unknown: {known}")
+        self.own = completed(self.own, [SCHEDULES[self.name]], "schedule.own")
         if self.warmup_steps < 0:
             raise ValueError(f"schedule.warmup_steps={self.warmup_steps} must not be negative")
         for key in ("final_ratio", "hold_share", "decay_share"):

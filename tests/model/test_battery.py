@@ -6,39 +6,19 @@ import dataclasses
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptstar.configuration import config_directory, preset
+from gptstar.lab.battery import MODEL_QUESTIONS, N_TOKEN, Asked, build, compiles_to_the_same, shrunk
 from gptstar.model.choices import BLOCKS
 from gptstar.model.config import ModelConfig
 from gptstar.model.describe import parameter_count
 from gptstar.model.feedforward import ACTIVATIONS
 from gptstar.model.norms import NORMS
 from gptstar.model.positions import SCHEMES
-from gptstar.model.transformer import GPT
 
 PRESETS = sorted(path.stem for path in (config_directory() / "model").glob("*.yaml"))
-N_TOKEN = 13
-
-
-def shrunk(config: ModelConfig) -> ModelConfig:
-    """Small enough for a test, with every choice as it was; key/value heads keep their ratio."""
-    ratio = config.n_head // config.n_key_value
-    return dataclasses.replace(
-        config,
-        vocab_size=97,
-        n_layer=max(2, len(config.windows), len(config.layer_positions)),
-        d_model=24,
-        n_head=2 * ratio,
-        n_kv_head=2 if ratio > 1 else 0,
-        d_head=12,
-        d_ff=40,
-        context=32,
-        windows=[min(window, 5) for window in config.windows],
-        init_std=0.3,
-    )
 
 
 @st.composite
@@ -87,95 +67,12 @@ def configurations(draw) -> ModelConfig:
     )
 
 
-def build(config: ModelConfig) -> GPT:
-    torch.manual_seed(0)
-    model = GPT(config).double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))  # biases too
-    return model
-
-
 def answers_every_question(config: ModelConfig) -> None:
-    model = build(config)
-    tokens = torch.randint(0, config.vocab_size, (2, N_TOKEN))
-    logits = model(tokens)
-    assert logits.shape == (2, N_TOKEN, config.vocab_size) and logits.isfinite().all()
-
-    changed = tokens.clone()
-    changed[:, 6] = (changed[:, 6] + 1) % config.vocab_size
-    assert torch.equal(model(changed)[:, :6], logits[:, :6]), "a changed token changed an earlier logit"
-    assert not torch.allclose(model(changed)[:, 6], logits[:, 6])
-
-    cache = model.new_cache(2, N_TOKEN)
-    pieces = [model(piece, cache=cache) for piece in tokens.split([5, 1, 1, 4, 2], 1)]
-    torch.testing.assert_close(torch.cat(pieces, 1), logits, rtol=1e-9, atol=1e-9)
-
-    # A row alone gives what it gives in a batch, and what follows it (right padding) changes nothing.
-    torch.testing.assert_close(model(tokens[1:, :9]), logits[1:, :9], rtol=1e-9, atol=1e-9)
-
-    # The same on the left, where the padding has to be named.
-    padding = torch.tensor([0, 4])
-    torch.testing.assert_close(model(tokens, padding_B=padding)[1:, 4:], model(tokens[1:, 4:]), rtol=1e-9, atol=1e-9)
-    cache = model.new_cache(2, N_TOKEN)
-    pieces = [model(piece, cache=cache, padding_B=padding) for piece in tokens.split([2, 6, 1, 4], 1)]
-    padded = torch.cat(pieces, 1)
-    assert padded.isfinite().all()
-    torch.testing.assert_close(padded[0], logits[0], rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(padded[1:, 4:], model(tokens[1:, 4:]), rtol=1e-9, atol=1e-9)
-
-    # Rows of unequal length in one cache, each continued at its own end.
-    rows = model.new_rows_cache(3, N_TOKEN)
-    for row, held in enumerate((3, 9)):
-        view = rows.row(row)
-        model(tokens[row : row + 1, :held], cache=view)
-        rows.lengths[row] = view.length
-    rows.swap(1, 2)
-    rows.swap(1, 2)
-    rows.n_active = 2
-    for step in (0, 1):
-        following = torch.stack((tokens[0, 3 + step], tokens[1, 9 + step]))[:, None]
-        read = model(following, cache=rows)[:, 0]
-        torch.testing.assert_close(read[0], logits[0, 3 + step], rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(read[1], logits[1, 9 + step], rtol=1e-9, atol=1e-9)
-    rows.copy(0, 1, 4)
-    rows.lengths[0] = 4
-    read = model(tokens[:1, 4:6].expand(2, 2), cache=rows)
-    torch.testing.assert_close(read, logits[:1, 4:6].expand(2, -1, -1), rtol=1e-9, atol=1e-9)
-
-    other = build(config)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.zero_()
-    other.load_state_dict(model.state_dict())
-    assert torch.equal(other(tokens), logits), "save and load is not exact"
-
-    targets = tokens.roll(-1, 1)
-    loss = model(tokens, targets)
-    reference = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-    torch.testing.assert_close(loss, reference, rtol=1e-10, atol=1e-10)
-    parameters = list(model.parameters())
-    for (name, _), a, b in zip(
-        model.named_parameters(),
-        torch.autograd.grad(loss, parameters),
-        torch.autograd.grad(reference, parameters),
-        strict=True,
-    ):
-        assert a.isfinite().all(), name
-        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10, msg=name)
-    assert parameter_count(config) == sum(p.numel() for p in parameters) == formula(config)
-
-
-def compiled_equals_eager(config: ModelConfig, backend: str) -> None:
-    torch._dynamo.reset()
-    model = build(config)
-    tokens = torch.randint(0, config.vocab_size, (2, N_TOKEN))
-    expected = model(tokens, tokens)
-    actual = torch.compile(model, backend=backend, dynamic=False, fullgraph=True)(tokens, tokens)
-    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
-    parameters = list(model.parameters())
-    for a, b in zip(torch.autograd.grad(actual, parameters), torch.autograd.grad(expected, parameters), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-11)
+    asked = Asked(config)
+    for question in MODEL_QUESTIONS:
+        question(asked)
+    n_parameter = sum(p.numel() for p in asked.model.parameters())
+    assert parameter_count(config) == n_parameter == formula(config)
 
 
 def distinct_presets() -> list[str]:
@@ -225,14 +122,14 @@ def test_every_point_of_the_space_answers_every_question(config):
 @pytest.mark.parametrize("name", distinct_presets())
 @pytest.mark.slow
 def test_every_preset_compiles_to_the_same(name):
-    compiled_equals_eager(shrunk(preset(name)), "inductor")
+    compiles_to_the_same(shrunk(preset(name)), "inductor")
 
 
 @settings(max_examples=15)
 @given(configurations())
 @pytest.mark.slow
 def test_every_point_of_the_space_is_one_graph_that_computes_the_same(config):
-    compiled_equals_eager(config, "aot_eager")
+    compiles_to_the_same(config, "aot_eager")
 
 
 @pytest.mark.parametrize("pad", [1, 64])

@@ -25,6 +25,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from gptstar.configuration import made_of
 from gptstar.errors import EXIT_INTERRUPTED, UserError
 from gptstar.files import replace_text
 from gptstar.lab.sweeps.space import Between, Choice
@@ -115,7 +116,7 @@ class SearchSweeper(Sweeper):
         with read_write(composed), open_dict(composed):
             del composed["hydra"]
         try:
-            checked = cast(TrainConfig, OmegaConf.to_object(composed))
+            checked = cast(TrainConfig, made_of(composed))
         except ValueError as error:  # of a dataclass's __post_init__
             raise UserError(str(error)) from error
         checked.check()

@@ -34,7 +34,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from rich.console import Console
 
-from gptstar.configuration import quoted
+from gptstar.configuration import made_of, quoted
 from gptstar.errors import UserError
 from gptstar.files import replace_text
 from gptstar.lab.reading.description import STUDY_FILE, read_study
@@ -176,7 +176,7 @@ class StudySweeper(Sweeper):
             with open_dict(config):
                 del config["hydra"]
                 config.resume = None
-            made = OmegaConf.to_object(config)
+            made = made_of(config)
             assert isinstance(made, TrainConfig)
             made.check()
         except (UserError, ValueError) as error:
