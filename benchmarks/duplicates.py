@@ -1,6 +1,6 @@
 """What the filters, the search for duplicates and the decontamination cost, and what they find of what is planted.
 
-    python benchmarks/duplicates.py CORPUS.jsonl.xz [...] --eval-dir FOLDER
+    python benchmarks/duplicates.py [CORPUS.jsonl.xz ...] [--eval-dir FOLDER]
         [--megabytes 60] [--planted 200] [--threshold 0.8] [--json FILE]
 
 Takes the first documents of .jsonl[.xz|.gz|.bz2] files, plants copies of some (as they are; with words replaced, put in
@@ -13,20 +13,18 @@ them, by the processor time it takes.
 from __future__ import annotations
 
 import argparse
-import bz2
-import gzip
 import json
-import lzma
 import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from corpus import SHARED, default_corpus, texts_of
 
 from gptstar.data.contamination import TASKS, Contamination, evaluation_texts
 from gptstar.data.duplicates import KEY, NearConfig, exact_key, find_exact, find_near, signature
@@ -46,15 +44,6 @@ FILTERS = FilterConfig(
     max_repeated_ngrams=0.15,
     newer_than="2000-01-01",
 )
-
-
-def documents(paths: list[Path]) -> Iterator[str]:
-    """The texts of the files."""
-    openers: dict[str, Any] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
-    for path in paths:
-        with openers.get(path.suffix, open)(path, "rt", encoding="utf-8") as file:
-            for line in file:
-                yield json.loads(line)["text"]
 
 
 def blocks(texts: list[str]) -> Iterator[list[str]]:
@@ -141,8 +130,11 @@ def table(title: str, rows: dict[Any, list[bool]]) -> dict[str, float]:
 def main() -> None:
     """Plants, measures, looks for what was planted, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("paths", type=Path, nargs="+")
-    parser.add_argument("--eval-dir", type=Path, help="TASK.jsonl of the evaluation sets; none: leave them out")
+    parser.add_argument("paths", type=Path, nargs="*", help="none: `corpus.py` says which")
+    own = SHARED / "eval"
+    parser.add_argument(
+        "--eval-dir", type=Path, default=own if own.is_dir() else None, help="TASK.jsonl; none: without"
+    )
     parser.add_argument("--megabytes", type=float, default=60, help="of text")
     parser.add_argument("--planted", type=int, default=200, help="copies of each kind, passages of each set")
     parser.add_argument("--threshold", type=float, default=0.8)
@@ -150,11 +142,12 @@ def main() -> None:
     options, revision = parser.parse_args(), commit()
     random, config = np.random.default_rng(0), NearConfig(threshold=options.threshold)
     texts, size = [], 0
-    for text in documents(options.paths):
-        texts.append(text)
-        size += len(text.encode())
-        if size >= options.megabytes * 1e6:
-            break
+    with tempfile.TemporaryDirectory() as folder:
+        for text in chain.from_iterable(map(texts_of, options.paths or [default_corpus(Path(folder))[0]])):
+            texts.append(text)
+            size += len(text.encode())
+            if size >= options.megabytes * 1e6:
+                break
     n_own = len(texts)
     copies, about = plant(random, texts, options.planted, config.n_gram)
     texts += copies

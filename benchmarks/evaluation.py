@@ -20,11 +20,11 @@ import time
 from pathlib import Path
 
 from contestants import Contestant, serve
+from corpus import SHARED
 
 from gptstar.allocator import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared" / "data"
 TARGETS = {"lambada_openai": 1.5, "wikitext": 1.5, "hellaswag": 2.5}
 
 

@@ -1,6 +1,6 @@
 """The five default tasks by our adapter and by lm-evaluation-harness's own HFLM: the same weights, the same numbers?
 
-    python benchmarks/hflm_equality.py [--documents 200] [--json FILE]
+    python benchmarks/hflm_equality.py [--documents 200] [--tasks piqa ...] [--json FILE]
 
 Three random models (the shapes of GPT-2, GPT-Neo with a local window, and GPT* through its export with a modelling
 file) with GPT-2's vocabulary, made by transformers where it has the architecture. Every log-likelihood of every
@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from corpus import SHARED
+
 from gptstar.allocator import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared" / "data"
 TOLERANCE = 1e-4  # nats, of a log-likelihood
 EXACT = ("acc", "acc_norm")
 LONG = ("wikitext",)  # in float64, and all documents
@@ -112,6 +113,7 @@ def main() -> None:
     here = SHARED.is_dir()
     parser.add_argument("--documents", type=int, default=200)
     parser.add_argument("--models", nargs="+", default=["gpt2", "gpt_neo", "gptstar"])
+    parser.add_argument("--tasks", nargs="+", help="default: all five")
     parser.add_argument("--data-dir", default=str(SHARED / "eval") if here else "", help="'': the hub")
     parser.add_argument("--tokenizer", default=str(SHARED / "tokenizers" / "gpt2") if here else "gpt2")
     parser.add_argument("--json", type=Path, help="also write the results here, beside other models' that are there")
@@ -132,7 +134,7 @@ def main() -> None:
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     revision, tokenizer = commit(), load_tokenizer(options.tokenizer, "<|endoftext|>")
-    tasks = load_tasks(DEFAULT_TASKS, options.data_dir or None)
+    tasks = load_tasks(options.tasks or DEFAULT_TASKS, options.data_dir or None)
     table: dict[str, dict[str, dict]] = {}
     for kind in options.models:
         torch.manual_seed(0)

@@ -1,7 +1,7 @@
 """Does a run survive kill -9? Kills one at random instants, half of them while a checkpoint is being written, resumes
 it each time, and compares everything with a run that was left alone.
 
-    python benchmarks/kill_resume.py --kills 20
+    python benchmarks/kill_resume.py [--kills 20] [--json FILE]
 
 Compared bit for bit: weights, optimizer moments, random states, loss scale, counters, and every metrics line but its
 timing. Prints the number of kills of each kind and ends with exit code 1 on any difference.
@@ -10,6 +10,7 @@ timing. Prints the number of kills of each kind and ends with exit code 1 on any
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import signal
@@ -25,6 +26,7 @@ from safetensors.torch import load_file
 from gptstar.data.config import DataConfig
 from gptstar.data.prepare import prepare
 from gptstar.data.tokenizer import TokenizerConfig
+from gptstar.environment import commit, cpu_name
 from gptstar.model.config import ModelConfig
 from gptstar.pretrained.native import list_checkpoints
 from gptstar.training.config import TrainConfig, TrainerConfig
@@ -136,8 +138,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="also write the result here")
     options = parser.parse_args()
-    rng = random.Random(options.seed)
+    rng, revision = random.Random(options.seed), commit()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = configuration(folder)
@@ -166,6 +169,11 @@ def main() -> int:
             f"{sum(kills.values())} kills (-9), {kills[True]} of them while a checkpoint was being written; "
             f"{finished + 1} runs finished; {'identical' if not found else 'DIFFERENT: ' + ', '.join(found)}"
         )
+        if options.json:
+            about = {"command": "python " + " ".join(sys.argv), "cpu": cpu_name(), "commit": revision}
+            result = {"kills": options.kills, "while_saving": kills[True], "identical": not found}
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps(about | result, indent=1) + "\n")
         return 1 if found else 0
 
 

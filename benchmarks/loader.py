@@ -1,6 +1,6 @@
 """How fast batches are read, against what the fastest model here consumes.
 
-    python benchmarks/loader.py CORPUS.jsonl.xz TOKENIZER [--step-results benchmarks/results/train_step_cpu_onednn.json]
+    python benchmarks/loader.py [CORPUS.jsonl.xz TOKENIZER] [--cache FOLDER] [--step-results FILE]
 
 A corpus is prepared once; then batches of the training order are read as training reads them, in random order from all
 shards: by concatenation and by best fit, one corpus and a mixture of two, with the shards in the page cache and without
@@ -18,8 +18,11 @@ import mmap
 import os
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
+
+from corpus import default_corpus
 
 from gptstar.data.config import DataConfig
 from gptstar.data.corpora import CorpusConfig
@@ -65,9 +68,9 @@ def forget(paths: list[Path]) -> float:
 def main() -> None:
     """The table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("corpus", help="a .jsonl file, compressed or not, with a field text")
-    parser.add_argument("tokenizer", help="a folder or tokenizer.json")
-    parser.add_argument("--cache", type=Path, required=True, help="where the corpus is prepared, and kept")
+    parser.add_argument("corpus", nargs="?", help="a .jsonl file, compressed or not, with a field text")
+    parser.add_argument("tokenizer", nargs="?", help="a folder or tokenizer.json")
+    parser.add_argument("--cache", type=Path, help="where the corpus is prepared, and kept; none: it is not kept")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--steps", type=int, default=100)
@@ -75,6 +78,15 @@ def main() -> None:
     parser.add_argument("--step-results", type=Path, default=Path("benchmarks/results/train_step_cpu_onednn.json"))
     parser.add_argument("--json", type=Path, help="also write the results here")
     options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if options.tokenizer is None:
+            options.corpus, options.tokenizer = default_corpus(Path(folder))
+        options.cache = options.cache or Path(folder, "cache")
+        race(options)
+
+
+def race(options: argparse.Namespace) -> None:
+    """All ways of reading, and the table."""
     revision = commit()
     step = json.loads(options.step_results.read_text())
     n_token = step["batch"] * step["length"]

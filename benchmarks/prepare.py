@@ -2,7 +2,7 @@
 
     python benchmarks/prepare.py [CORPUS.jsonl.xz TOKENIZER] [--rounds 3] [--workers 2]
 
-Without a corpus: the source of the Python standard library as a .jsonl.gz file, and a BPE trained on it.
+Without a corpus: `corpus.py` says which.
 
 All take turns, each in a process of its own with an empty cache.
 
@@ -28,6 +28,8 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+
+from corpus import default_corpus, texts_of
 
 CONTESTANTS = {
     "ours": "ours, from the compressed file",
@@ -60,7 +62,7 @@ def work(name: str, corpus: str, source: str, n_worker: int, folder: str) -> Non
         seconds = time.perf_counter() - start
         n_token = sum(split.tokens - split.documents for split in (found.train.split, found.validation.split))
     elif name == "tokenizer":
-        texts = [json.loads(line)["text"] for line in _lines(corpus)]
+        texts = list(texts_of(corpus))
         tokenizer.encode_batch(texts[:100])
         start = time.perf_counter()
         n_token = 0
@@ -85,31 +87,6 @@ def work(name: str, corpus: str, source: str, n_worker: int, folder: str) -> Non
 
         n_token = pc.sum(pc.list_value_length(mapped.data.column("ids"))).as_py()
     print(json.dumps({"tokens": n_token, "seconds": seconds}))
-
-
-def _lines(corpus: str):
-    import bz2
-    import gzip
-    import lzma
-
-    opener = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}.get(Path(corpus).suffix, open)
-    with opener(corpus, "rb") as file:  # type: ignore[operator]
-        yield from file
-
-
-def standard_library(folder: Path) -> tuple[str, str]:
-    """The default corpus as a .jsonl.gz file, and a tokenizer of it."""
-    import gzip
-
-    from gptstar.data.config import DataConfig
-    from gptstar.data.corpora import open_corpus
-    from gptstar.data.tokenizer import TokenizerConfig, train_tokenizer
-
-    texts = list(open_corpus(DataConfig()).texts())
-    with gzip.open(folder / "stdlib.jsonl.gz", "wt") as file:
-        file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
-    train_tokenizer(texts, TokenizerConfig()).save(folder / "tokenizer.json")
-    return str(folder / "stdlib.jsonl.gz"), str(folder / "tokenizer.json")
 
 
 def turn(name: str, options: argparse.Namespace) -> dict:
@@ -166,7 +143,7 @@ def main() -> None:
     revision = commit()
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
         if options.tokenizer is None:
-            options.corpus, options.tokenizer = standard_library(Path(folder))
+            options.corpus, options.tokenizer = default_corpus(Path(folder))
         rounds = [{name: turn(name, options) for name in CONTESTANTS} for _ in range(options.rounds)]
     counts = {name: {one[name]["tokens"] for one in rounds} for name in CONTESTANTS}
     assert len(set.union(*(counts[name] for name in ("ours", "map", "load_map", "tokenizer")))) == 1, counts

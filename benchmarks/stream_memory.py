@@ -1,6 +1,6 @@
 """Memory while a stream far larger than memory is prepared: made-up documents, cleaned of exact and near duplicates.
 
-    python benchmarks/stream_memory.py TOKENIZER --scratch FOLDER [--gigabytes 10]
+    python benchmarks/stream_memory.py [TOKENIZER] [--scratch FOLDER] [--gigabytes 10]
 
 Writes so much text as one .jsonl.zst file, a hundredth of the documents twice, and prepares it by
 `python -m gptstar.prepare` with exact and near duplicates removed. The resident memory of all its processes is sampled
@@ -12,13 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import zstandard
+from corpus import default_tokenizer
 from prepare import resident
 
 from gptstar.environment import commit, cpu_name
@@ -54,15 +55,15 @@ def write_stream(path: Path, n_byte: int, seed: int = 0) -> tuple[int, int]:
 def main() -> None:
     """The run and its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tokenizer", help="a folder or tokenizer.json")
-    parser.add_argument("--scratch", type=Path, required=True, help="a folder with room for the text, twice")
+    parser.add_argument("tokenizer", nargs="?", help="a folder or tokenizer.json")
+    parser.add_argument("--scratch", type=Path, help="a folder with room for the text, twice")
     parser.add_argument("--gigabytes", type=float, default=10.0)
     parser.add_argument("--json", type=Path, help="also write the results here")
     options = parser.parse_args()
     revision = commit()
-    folder = options.scratch / "stream"
-    folder.mkdir(parents=True)
-    try:
+    with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
+        folder = Path(scratch)
+        options.tokenizer = options.tokenizer or default_tokenizer(folder)
         corpus = folder / "stream.jsonl.zst"
         documents, repeated = write_stream(corpus, int(options.gigabytes * 1e9))
         settings = [f"data.paths=[{corpus}]", f"data.cache_dir={folder}/cache", f"tokenizer.source={options.tokenizer}"]
@@ -78,8 +79,6 @@ def main() -> None:
             raise SystemExit(f"preparing ended with code {process.returncode}")
         seconds = time.perf_counter() - start
         (card,) = (json.loads(path.read_text()) for path in (folder / "cache").glob("*/data.json"))
-    finally:
-        shutil.rmtree(folder)
     tenths = [max((mb for t, mb in samples if i <= 10 * t / seconds <= i + 1), default=0) for i in range(10)]
     size = card["read"]["bytes"] / 1e9
     print(f"{cpu_name()}, commit {revision}: {size:.2f} GB of text, {documents:,} documents, in {seconds:.0f} s")

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from gptstar import ideas
 from gptstar.configuration import _literal_text, config_directory, preset
 from gptstar.evaluation.command import EvaluateConfig
 from gptstar.generation.command import SampleConfig, sample
@@ -225,6 +227,25 @@ def test_ranks_of_a_job_agree_on_a_folder_that_was_not_named(door, monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert composed(door)[0].run_dir == "runs/slurm-7-0"
+
+
+def test_a_resumed_run_uses_its_own_copy_of_an_idea(door, train_config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ideas, "_imported", {})
+    monkeypatch.setattr(ideas, "_mark", lambda text: tmp_path / "marks" / "one")
+    idea = tmp_path / "idea_of_a_test.py"
+    idea.write_text("from gptstar.model.own import add\nadd({}, 'x')(object)\n".replace("object", "type('X', (), {})"))
+    config = composed(door, f"ideas=[{idea}]")[0]
+    assert config.ideas == [str(idea)]
+    run = train(replace(train_config, ideas=[str(idea)])).run
+    assert (run / "ideas" / idea.name).read_text() == idea.read_text()
+    idea.write_text("raise SystemExit('another text')")
+    assert composed(door, f"resume={run}")[0].ideas == [str(run / "ideas" / idea.name)]
+    with pytest.raises(SystemExit):
+        door(f"resume={run}", f"ideas=[{idea}]")
+    assert "has copies of its ideas: leave ideas=" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        door("ideas=[nowhere.py]")
+    assert "ideas=nowhere.py cannot be read" in capsys.readouterr().err
 
 
 def test_init_from_brings_shape_and_tokenizer_which_the_command_line_may_change(door, train_config, capsys):

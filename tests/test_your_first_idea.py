@@ -1,0 +1,69 @@
+"""docs/your_first_idea.md, done as it stands: its files, in a folder outside the checkout, and its commands."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support import write_corpus
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "docs" / "your_first_idea.md").read_text()
+FILES = dict(re.findall(r"^`(\w+\.py)`\n\n```python\n(.*?)```$", PAGE, re.S | re.M))
+COMMANDS = re.findall(r"^python .*$", "\n".join(re.findall(r"^```\n(.*?)```$", PAGE, re.S | re.M)), re.M)
+# So that what the page has trained for minutes takes seconds.
+SMALL = "data=text_files data.paths=[corpus/*.txt] data.cache_dir=cache tokenizer.vocab_size=300 trainer.max_steps=4"
+SMALL += " schedule.warmup_steps=1 trainer.eval_tokens=2000 trainer.peak_flops=1e11 trainer.sequence_length=32"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    made = tmp_path_factory.mktemp("tonight")
+    for name, content in FILES.items():
+        (made / name).write_text(content)
+    write_corpus(made / "corpus")
+    return made
+
+
+def run(folder: Path, command: str) -> subprocess.CompletedProcess:
+    _, *words = shlex.split(command)
+    if words[0] == "train.py":
+        words = [word for word in words if not word.startswith("trainer.sequence_length")] + SMALL.split()
+    if words[0].endswith(".py"):
+        words[0] = str(ROOT / words[0])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(folder / "xdg")}
+    return subprocess.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_every_command_of_the_page_does_what_it_says(folder):
+    assert len(FILES) == 3 and len(COMMANDS) == 12
+    said = {}
+    for command in COMMANDS:
+        done = run(folder, command)
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+        said[command] = done.stdout
+    checks = [text for command, text in said.items() if "gptstar.check" in command]
+    assert len(checks) == 3 and all("all answers are right" in text for text in checks)
+    verdicts = [text for command, text in said.items() if "compare.py" in command]
+    for text, name in zip(verdicts, ("kerple", "token_shift", "signum"), strict=True):
+        assert re.search(rf"\*\*.*{name}.*\*\*: .*95% interval", text), text
+    described = next(text for command, text in said.items() if "describe" in command)
+    assert "norm2 ── shift ── feedforward" in described
+    counts = re.findall(r"\| `(\w+\.py)` \| (\d+) \|", PAGE)
+    assert {name: int(n) for name, n in counts} == {name: len(text.splitlines()) for name, text in FILES.items()}
+
+
+def test_the_page_is_right_about_the_line_that_padding_needs(folder):
+    good = FILES["token_shift.py"]
+    (folder / "worse.py").write_text("\n".join(line for line in good.splitlines() if "sight.position" not in line))
+    done = run(folder, "python -m gptstar.check worse.py")
+    assert done.returncode == 1
+    assert "FAILED reads rows independently: a row with padding on its left sees the padding" in done.stdout
