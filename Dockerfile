@@ -22,6 +22,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     && pip install --group serve
 COPY gptstar gptstar
 COPY configs configs
+COPY train.py evaluate.py sample.py compare.py serve.py ./
 RUN --mount=type=cache,target=/root/.cache/pip pip install --no-deps .
 
 FROM python:${PYTHON}

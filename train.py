@@ -16,6 +16,7 @@ if __name__ == "__main__":
 
     from rich.console import Console
 
+    from gptstar.environment import door_command
     from gptstar.errors import EXIT_INTERRUPTED, EXIT_NONFINITE, complain, rank_by_launcher
     from gptstar.training.config import TrainConfig
     from gptstar.training.loop import train
@@ -32,24 +33,21 @@ if __name__ == "__main__":
             sys.exit(EXIT_INTERRUPTED)
         if rank_by_launcher() != "0":
             return
-        here = os.path.relpath(sys.executable)
-        python = here if not here.startswith("..") else "python"
         if outcome.suggested_lr is not None:
             budget = ("trainer.max_steps=", "trainer.max_tokens=")
             ours = ("experiment=lr_range", "run_dir=", "resume=", "optimizer.lr=", "schedule", *budget)
             told = [argument for argument in sys.argv[1:] if not argument.startswith(ours)]
-            print(
-                f"\ntry next\n  {shlex.join([python, 'train.py', *told, f'optimizer.lr={outcome.suggested_lr:.1e}'])}"
-            )
+            told.append(f"optimizer.lr={outcome.suggested_lr:.1e}")
+            print(f"\ntry next\n  {door_command('train')} {shlex.join(told)}")
             return
         limit = "max_steps" if config.trainer.max_steps else "max_tokens"
         print(
             f"""
 try next
-  {python} sample.py checkpoint={outcome.run} prompt={shlex.quote(config.trainer.sample_prompt)}
-  {python} evaluate.py checkpoint={outcome.run} tasks=[held_out]
-  {python} train.py resume={outcome.run} trainer.{limit}={2 * getattr(config.trainer, limit)}
-  {python} train.py model=gpt2_3m trainer.sequence_length=256"""
+  {door_command("sample")} checkpoint={outcome.run} prompt={shlex.quote(config.trainer.sample_prompt)}
+  {door_command("evaluate")} checkpoint={outcome.run} tasks=[held_out]
+  {door_command("train")} resume={outcome.run} trainer.{limit}={2 * getattr(config.trainer, limit)}
+  {door_command("train")} model=gpt2_3m trainer.sequence_length=256"""
         )
 
     if any(argument.startswith("plan=") for argument in sys.argv[1:]):

@@ -42,6 +42,15 @@ def command_line() -> str:
     return shlex.join(["python", *told])
 
 
+def door_command(name: str) -> str:
+    """How a door is called from where this process was: python NAME.py in a checkout, gptstar NAME elsewhere."""
+    _, *told = sys.orig_argv
+    if "gptstar" in (Path(told[0]).name if told else "", *told[1:2]):
+        return f"gptstar {name}"
+    here = os.path.relpath(sys.executable)
+    return f"{'python' if here.startswith('..') else here} {name}.py"
+
+
 def launch() -> str | None:
     """What the processes of one launch, and those it starts again, have in common; None without a launcher."""
     job = os.environ.get("TORCHELASTIC_RUN_ID")

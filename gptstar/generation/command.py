@@ -16,6 +16,7 @@ from rich.console import Console
 
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.device import free_memory, pick_device
+from gptstar.environment import door_command
 from gptstar.errors import UserError
 from gptstar.generation.decoding import Decoder
 from gptstar.generation.draft import Draft, PromptLookup
@@ -313,7 +314,7 @@ def command_line(config: SampleConfig) -> str:
     """What to type for the same sample: the settings that always matter, and those that are not as usual."""
     usual, settings = asdict(SampleConfig()), asdict(config)
     keys = [*ALWAYS_SAID, *(k for k, v in settings.items() if k not in ALWAYS_SAID and v != usual[k])]
-    return " ".join(["python sample.py", *(shlex.quote(f"{k}={_typed(k, settings[k])}") for k in keys)])
+    return " ".join([door_command("sample"), *(shlex.quote(f"{k}={_typed(k, settings[k])}") for k in keys)])
 
 
 def _typed(key: str, value: Any) -> str:

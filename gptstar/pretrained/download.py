@@ -7,6 +7,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+from gptstar.environment import door_command
 from gptstar.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UserError
 from gptstar.fetch import fetch_visibly
 
@@ -82,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"interrupted: the same command goes on from {path}.part", file=sys.stderr)
         return EXIT_INTERRUPTED
     print(f"{path} is here ({path.stat().st_size:,} bytes)")
-    print(f"  python sample.py checkpoint={path} prompt='Hello'")
+    print(f"  {door_command('sample')} checkpoint={path} prompt='Hello'")
     print(f'  gptstar.load("{path}")')
     return 0
 

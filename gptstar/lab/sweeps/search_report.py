@@ -10,6 +10,7 @@ from pathlib import Path
 
 import optuna
 
+from gptstar.environment import door_command
 from gptstar.files import replace_text
 from gptstar.lab.sweeps.trials import Search, Trial, folder_of
 
@@ -73,7 +74,7 @@ def confirmation(search: Search, best: Trial) -> str:
     ]
     seeds = " ".join(str(first + i) for i in range(SEEDS))
     runs = [f"for seed in {seeds}; do", *runs, "done"]
-    return "\n".join([*runs, f'python compare.py "{place}"/* baseline="{place}/default-{first}"'])
+    return "\n".join([*runs, f'{door_command("compare")} "{place}"/* baseline="{place}/default-{first}"'])
 
 
 def _importance(study: optuna.Study, trials: list[Trial]) -> dict[str, float]:

@@ -35,6 +35,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from rich.console import Console
 
 from gptstar.configuration import made_of, quoted
+from gptstar.environment import door_command
 from gptstar.errors import UserError
 from gptstar.files import replace_text
 from gptstar.lab.reading.description import STUDY_FILE, read_study
@@ -112,7 +113,7 @@ class StudySweeper(Sweeper):
         if failed:
             console.print(f"not finished: {', '.join(failed)}; the same command tries them again", soft_wrap=True)
             sys.exit(1)
-        console.print(f"\ntry next\n  python compare.py {shlex.quote(os.path.relpath(folder))}", soft_wrap=True)
+        console.print(f"\ntry next\n  {door_command('compare')} {shlex.quote(os.path.relpath(folder))}", soft_wrap=True)
 
     def _check(self, arguments: list[str]) -> None:
         """Raises UserError for a study that cannot be run as it is written."""
