@@ -24,8 +24,10 @@ from gptstar.evaluation.provenance import about, evaluation_folder
 from gptstar.evaluation.report import write_markdown
 from gptstar.evaluation.results import read_results, write_results
 from gptstar.evaluation.store import RequestStore, fingerprint
+from gptstar.files import make_folder
 from gptstar.model.transformer import GPT
 from gptstar.offload.load import Limits
+from gptstar.pretrained.load import load_config
 from gptstar.quantization.quantize import KINDS
 
 if TYPE_CHECKING:
@@ -96,6 +98,8 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> Evaluati
     folder = Path(config.output_dir).expanduser() if config.output_dir else evaluation_folder(config.checkpoint)
     read_results(folder / "results.json")  # refuses one it could not add to
     tasks = _load_tasks(config)
+    load_config(config.checkpoint)  # refuses what is no model, for which no folder is to be made
+    make_folder(folder)
     limits = Limits(config.memory_budget, config.gpu_memory_budget, config.quantized_dir)
     model, tokenizer = load_for_evaluation(
         config.checkpoint, config.device, config.dtype, limits, config.batch_tokens, config.max_length

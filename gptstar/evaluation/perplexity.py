@@ -23,6 +23,7 @@ from gptstar.evaluation.results import read_results, write_results
 from gptstar.evaluation.store import fingerprint, request_key
 from gptstar.evaluation.texts import PRESETS, Text, read_files, read_preset
 from gptstar.evaluation.windows import PROTOCOLS, cut_windows, score_windows
+from gptstar.files import make_folder
 from gptstar.model.choices import longest
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.load import load_config
@@ -121,6 +122,7 @@ def perplexity(config: PerplexityConfig, console: Console | None = None) -> Outc
     text = text.beginning(config.max_bytes)
     if not any(text.documents):
         raise UserError(f"{', '.join(text.files)}: there is no text in it")
+    make_folder(folder)
     rows = []
     for name, pairs in plans.items():
         for row in _measure_model(config, name, pairs, text, folder / "perplexity.json", notes, console):

@@ -160,6 +160,18 @@ def test_a_foreign_results_file_is_refused_at_once(checkpoint, data_dir, monkeyp
         evaluate(config(checkpoint, data_dir))
 
 
+def test_a_folder_that_cannot_be_made_is_refused_before_a_model_is_loaded(checkpoint, data_dir, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "load_for_evaluation", None)
+        for tasks in (["held_out"], ["piqa"]):
+            with pytest.raises(UserError, match=r"output_dir=/proc/x cannot be made"):
+                evaluate(config(checkpoint, data_dir, output_dir="/proc/x", tasks=tasks))
+    with pytest.raises(UserError, match="no such run or checkpoint folder"):
+        evaluate(config("nowhere", data_dir))
+    assert not (tmp_path / "evaluations").exists()
+
+
 def test_files_go_into_the_run_or_a_folder_of_the_models_name(checkpoint, data_dir, tmp_path):
     folders = [evaluation_folder(str(checkpoint / end)) for end in ("", "best", "checkpoints/step-00000007")]
     assert folders == [checkpoint / "evaluation"] * 3
