@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
 from datetime import datetime
@@ -35,7 +35,7 @@ from gptstar.environment import launch, launches
 from gptstar.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UserError, complain
 from gptstar.model.config import ModelConfig
 
-# Taken literally, whatever they hold.
+# Taken literally, whatever they hold, in sweeps too.
 TEXT_KEYS = (
     *("prompt", "prompt_file", "prompts", "output", "draft", "trainer.sample_prompt"),
     *("checkpoint", "resume", "init_from", "data_dir", "output_dir", "trainer.eval_tasks_dir"),
@@ -68,7 +68,9 @@ def run_door(name: str, schema: type, main: Callable[[Any], None], plugins: Sequ
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # lets errors reach us instead of printing them its own way
 
-    sys.argv[1:] = [_literal_text(_forced(_full_name(argument))) for argument in sys.argv[1:]]
+    sweep = {"-m", "--multirun"} & {*sys.argv[1:]}
+    texts = set() if sweep else _text_keys(schema)  # in a sweep, commas separate what is tried
+    sys.argv[1:] = [_literal_text(_forced(_full_name(argument)), texts) for argument in sys.argv[1:]]
     for plugin in plugins:  # Hydra takes only what goes by the name of a package of plugins
         Plugins.instance().register(plugin)
         Plugins.instance().class_name_to_class[f"hydra_plugins.gptstar.{plugin.__name__}"] = plugin
@@ -143,13 +145,18 @@ def _forced(argument: str) -> str:
     return "++" + argument.lstrip("+") if named else argument
 
 
-def _literal_text(argument: str) -> str:
-    """Quotes a prompt or path for Hydra's grammar, in which commas, brackets and outer spaces mean something."""
+def _literal_text(argument: str, texts: Collection[str] = ()) -> str:
+    """Quotes a prompt or path for Hydra's grammar, in which commas, brackets and outer spaces mean something.
+
+    texts: keys whose values are quoted where they need it, unless they refer to another key.
+    """
     key, equals, value = argument.partition("=")
-    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-    if key not in TEXT_KEYS or not equals or quoted or value == "null":
+    already = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    if not equals or already or value == "null":
         return argument
-    return f"{key}={_quoted(value)}"
+    if key in TEXT_KEYS:
+        return f"{key}={_quoted(value)}"
+    return f"{key}={quoted(value)}" if key.lstrip("+") in texts and "${" not in value else argument
 
 
 @contextmanager
@@ -355,6 +362,14 @@ def _all_keys(schema: type, prefix: str = "") -> list[str]:
         if is_dataclass(hints[f.name]):
             keys += _all_keys(hints[f.name], f"{prefix}{f.name}.")
     return keys
+
+
+def _text_keys(schema: type, prefix: str = "") -> set[str]:
+    """Those that hold one text."""
+    hints = get_type_hints(schema)
+    found = {prefix + name for name, hint in hints.items() if hint in (str, str | None)}
+    deeper = (_text_keys(hints[name], f"{prefix}{name}.") for name in hints if is_dataclass(hints[name]))
+    return found.union(*deeper)
 
 
 # Here, so that jobs on other machines, which only import this, have them.

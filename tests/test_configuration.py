@@ -15,8 +15,10 @@ from omegaconf import OmegaConf
 from gptstar import ideas
 from gptstar.configuration import _literal_text, config_directory, preset
 from gptstar.evaluation.command import EvaluateConfig
+from gptstar.evaluation.perplexity import PerplexityConfig
 from gptstar.generation.command import SampleConfig, sample
 from gptstar.model.describe import parameter_count
+from gptstar.report import ReportConfig
 from gptstar.training import loop
 from gptstar.training.config import TrainConfig
 from gptstar.training.loop import train
@@ -153,6 +155,24 @@ def test_any_prompt_arrives_as_it_was_typed(prompt):
         return  # quoted for Hydra already
     override = OverridesParser.create().parse_override(_literal_text(f"prompt={prompt}"))
     assert OmegaConf.create({"prompt": override.value()}).prompt == prompt
+
+
+def test_paths_and_names_arrive_as_they_were_typed(door):
+    for key, schema in (("quantized_dir", SampleConfig), ("reference", ReportConfig), ("cache_dir", PerplexityConfig)):
+        found: list = []
+        more = {"reference": ["results=[x]"], "cache_dir": ["checkpoints=[x]", "text=[y]"]}.get(key, ["checkpoint=x"])
+        name = schema.__name__.removesuffix("Config").lower()
+        door(f"{key}=GPT-127*, ctx {{1024}}", *more, name=name, schema=schema, main=found.append)
+        assert getattr(found[0], key) == "GPT-127*, ctx {1024}"
+    told = ["data.text_field=a,b", "data.url=https://x/?a=b&c=[d]", "tokenizer.source=a, b", "data.cache_dir=~/a (b)"]
+    (config,) = composed(door, "run_dir=here, too", *told, "model.name=${data.name}", "data.revision=null")
+    assert (config.run_dir, config.data.cache_dir, config.tokenizer.source) == ("here, too", "~/a (b)", "a, b")
+    assert (config.data.text_field, config.data.url) == ("a,b", "https://x/?a=b&c=[d]")
+    assert (config.model.name, config.data.revision) == ("stdlib", None)
+    swept = composed(door, "-m", "run_dir=study", "data.name=a,b", "model.position=alibi,learned")
+    assert [(c.data.name, c.model.position) for c in swept] == [
+        (name, position) for name in "ab" for position in ("alibi", "learned")
+    ]
 
 
 def test_train_resume_evaluate_and_sample_by_command_line(door, corpus_dir, tmp_path, capsys):
