@@ -70,7 +70,8 @@ def run_door(name: str, schema: type, main: Callable[[Any], None], plugins: Sequ
 
     sweep = {"-m", "--multirun"} & {*sys.argv[1:]}
     texts = set() if sweep else _text_keys(schema)  # in a sweep, commas separate what is tried
-    sys.argv[1:] = [_literal_text(_forced(_full_name(argument)), texts) for argument in sys.argv[1:]]
+    for n, argument in enumerate(sys.argv[1:], 1):
+        sys.argv[n] = _literal_text(_forced(_one_idea(_full_name(argument))), texts)
     for plugin in plugins:  # Hydra takes only what goes by the name of a package of plugins
         Plugins.instance().register(plugin)
         Plugins.instance().class_name_to_class[f"hydra_plugins.gptstar.{plugin.__name__}"] = plugin
@@ -134,6 +135,11 @@ def _quoted(value: str) -> str:
 def _full_name(argument: str) -> str:
     """launcher=slurm, short for hydra/launcher=slurm."""
     return "hydra/" + argument if argument.startswith("launcher=") else argument
+
+
+def _one_idea(argument: str) -> str:
+    """ideas=FILE.py, short for ideas=[FILE.py]."""
+    return f"ideas=[{quoted(argument[6:])}]" if re.fullmatch(r"ideas=[^\['\",]+\.py", argument) else argument
 
 
 def _forced(argument: str) -> str:

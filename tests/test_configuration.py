@@ -255,7 +255,7 @@ def test_a_resumed_run_uses_its_own_copy_of_an_idea(door, train_config, tmp_path
     idea = tmp_path / "idea_of_a_test.py"
     idea.write_text("from gptstar.model.own import add\nadd({}, 'x')(object)\n".replace("object", "type('X', (), {})"))
     config = composed(door, f"ideas=[{idea}]")[0]
-    assert config.ideas == [str(idea)]
+    assert config.ideas == [str(idea)] == composed(door, f"ideas={idea}")[0].ideas
     run = train(replace(train_config, ideas=[str(idea)])).run
     assert (run / "ideas" / idea.name).read_text() == idea.read_text()
     idea.write_text("raise SystemExit('another text')")
@@ -264,8 +264,8 @@ def test_a_resumed_run_uses_its_own_copy_of_an_idea(door, train_config, tmp_path
         door(f"resume={run}", f"ideas=[{idea}]")
     assert "has copies of its ideas: leave ideas=" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        door("ideas=[nowhere.py]")
-    assert "ideas=nowhere.py cannot be read" in capsys.readouterr().err
+        door("ideas=no where.py")
+    assert "ideas=no where.py cannot be read" in capsys.readouterr().err
 
 
 def test_init_from_brings_shape_and_tokenizer_which_the_command_line_may_change(door, train_config, capsys):
