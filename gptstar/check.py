@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from gptstar.configuration import preset
-from gptstar.errors import EXIT_BAD_INPUT, UserError, complain
+from gptstar.errors import EXIT_BAD_INPUT, UserError, complain, say_interrupted
 from gptstar.ideas import use
 from gptstar.lab.battery import OPTIMIZER_QUESTIONS, gives_factors, rounds, shrunk, wrong
 from gptstar.model.choices import BLOCKS, with_own_settings
@@ -122,6 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         complain(error)
         return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        return say_interrupted()
     print(f"{failures} answers are wrong" if failures else "all answers are right")
     return int(failures > 0)
 

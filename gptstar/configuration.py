@@ -32,7 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gptstar.data.config import MIXTURE
 from gptstar.data.corpora import CorpusConfig
 from gptstar.environment import launch, launches
-from gptstar.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UserError, complain
+from gptstar.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UserError, complain, say_interrupted
 from gptstar.model.config import ModelConfig
 
 # Taken literally, whatever they hold, in sweeps too.
@@ -58,12 +58,19 @@ def preset(name: str, **changes: Any) -> ModelConfig:
     return ModelConfig(**{**yaml.safe_load(path.read_text()), **changes})
 
 
-def run_door(name: str, schema: type, main: Callable[[Any], None], plugins: Sequence[type[Plugin]] = ()) -> None:
+def run_door(
+    name: str,
+    schema: type,
+    main: Callable[[Any], None],
+    plugins: Sequence[type[Plugin]] = (),
+    continues: bool = False,
+) -> None:
     """Runs configs/NAME.yaml through Hydra, checks it against `schema`, and calls `main` with the dataclass.
 
     plugins: sweepers and launchers of our own, hydra_plugins.gptstar.CLASS in a configuration.
+    continues: whether the same command, after a Ctrl-C, goes on from what is finished.
 
-    A mistake of the user's ends in one line on stderr and exit code 2.
+    A mistake of the user's ends in one line on stderr and exit code 2, a Ctrl-C in one and EXIT_INTERRUPTED.
     """
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # lets errors reach us instead of printing them its own way
@@ -79,7 +86,7 @@ def run_door(name: str, schema: type, main: Callable[[Any], None], plugins: Sequ
 
     def task(config: DictConfig) -> None:
         try:
-            with _mistakes_in_one_line(schema):  # here already: Hydra would add lines of its own
+            with _ends_in_one_line(schema, continues):  # here already: Hydra would add lines of its own
                 main(_checked(config, schema))
         except SystemExit as end:
             _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
@@ -91,7 +98,7 @@ def run_door(name: str, schema: type, main: Callable[[Any], None], plugins: Sequ
                 raise UserError(f"run {number} ended with exit code {end.code}: its log is in run_dir/.slurm") from None
             failed.append(end.code)  # the other runs of a sweep go on
 
-    with _mistakes_in_one_line(schema):
+    with _ends_in_one_line(schema, continues):
         hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=name)(task)()
     if failed:
         sys.exit(failed[0])
@@ -166,9 +173,11 @@ def _literal_text(argument: str, texts: Collection[str] = ()) -> str:
 
 
 @contextmanager
-def _mistakes_in_one_line(schema: type) -> Iterator[None]:
+def _ends_in_one_line(schema: type, continues: bool) -> Iterator[None]:
     try:
         yield
+    except KeyboardInterrupt:
+        sys.exit(say_interrupted(continues))
     except (UserError, HydraException, OmegaConfBaseException) as error:
         complain(_one_line(error, schema))
         sys.exit(EXIT_BAD_INPUT)

@@ -133,6 +133,14 @@ def test_mistakes_are_told_in_a_line(asked, tmp_path, capsys):
     assert capsys.readouterr().err == "error: no file is named: begin with the one that adds your idea, FILE.py\n"
 
 
+def test_ctrl_c_is_a_line(asked, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(check, "check", interrupted)
+    assert asked(SCHEDULE) == (75, "interrupted\n")
+
+
 def test_an_unknown_setting_is_told(asked):
     status, said = asked(POSITION.format(RIGHT), "sise=1")
     assert status == 2 and "sise is not a setting of these: choose one of size" in said

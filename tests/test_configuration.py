@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from gptstar import ideas
 from gptstar.configuration import _literal_text, config_directory, preset
+from gptstar.errors import EXIT_INTERRUPTED
 from gptstar.evaluation.command import EvaluateConfig
 from gptstar.evaluation.perplexity import PerplexityConfig
 from gptstar.generation.command import SampleConfig, sample
@@ -173,6 +174,19 @@ def test_paths_and_names_arrive_as_they_were_typed(door):
     assert [(c.data.name, c.model.position) for c in swept] == [
         (name, position) for name in "ab" for position in ("alibi", "learned")
     ]
+
+
+def test_ctrl_c_is_a_line(door, capsys):
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    for continues, line in ((False, ""), (True, ": the same command continues where this one stopped")):
+        with pytest.raises(SystemExit) as exit_:
+            door("checkpoint=x", name="sample", schema=SampleConfig, main=interrupted, continues=continues)
+        assert exit_.value.code == EXIT_INTERRUPTED and capsys.readouterr().err == f"interrupted{line}\n"
+    with pytest.raises(SystemExit) as exit_:
+        door("-m", "trainer.seed=0,1", main=interrupted)
+    assert exit_.value.code == EXIT_INTERRUPTED and capsys.readouterr().err == "interrupted\n"
 
 
 def test_train_resume_evaluate_and_sample_by_command_line(door, corpus_dir, tmp_path, capsys):
