@@ -86,16 +86,19 @@ class GPTStarLM(TemplateLM):
         """
         values = {"device": "auto", "dtype": "auto", **(additional_config or {}), **arg_dict}
         device = str(values["device"] or "auto")
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            device = "auto"  # cuda:0 is what the harness says when it was told nothing
+        if device == "cuda:0" and "device" not in arg_dict and not torch.cuda.is_available():
+            device = "auto"  # it is what the harness says when it was told nothing
         known = ("checkpoint", "dtype", "max_length", "batch_tokens")
         unknown = sorted(arg_dict.keys() - {*known, "device"})
         if unknown or "checkpoint" not in values:
             problem = f"{unknown[0]} is unknown" if unknown else "checkpoint is not set"
             raise UserError(f"--model_args: {problem}, write checkpoint=RUN and, if needed, {', '.join(known[1:])}")
+        max_length = values.get("max_length")
+        if max_length is not None and type(max_length) is not int:
+            raise UserError(f"--model_args: max_length={max_length} must be a whole number of tokens, as in 1024")
         model, tokenizer = load_for_evaluation(values["checkpoint"], device, str(values["dtype"]))
         console = Console(stderr=True)
-        return cls(model, tokenizer, values.get("max_length"), values.get("batch_tokens", "auto"), console=console)
+        return cls(model, tokenizer, max_length, values.get("batch_tokens", "auto"), console=console)
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict | None = None) -> GPTStarLM:
