@@ -28,7 +28,7 @@ class ServerSettings(BaseSettings):
     model_name              a run folder, a preset's name with `checkpoint`, a folder in transformers' layout, one of
                             `gptstar.serving.names.NAMES`, or a hub name OWNER/NAME
     more_models             further ones, separated by commas; a request names the one it means
-    checkpoint              the weights of `model_name` where that is a preset
+    checkpoint              the weights of `model_name` where that is a preset; without a model_name, what is served
     max_input_token_length  longer prompts lose their beginning. Not set: 13 for /talk; elsewhere what does not fit is
                             refused
     max_new_tokens          the most that a request may ask for, and what /talk writes. Not set: 11 for /talk;
@@ -108,9 +108,11 @@ class ServerSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _older_names(self) -> ServerSettings:
-        """The REST server's variables stand for ours where those are not set."""
+        """The REST server's variables stand for ours where those are not set, and a checkpoint for its own name."""
         if self.srvrest_model is not None and "model_name" not in self.model_fields_set:
             self.model_name = BY_NUMBER[self.srvrest_model]
+        elif self.checkpoint is not None and "model_name" not in self.model_fields_set:
+            self.model_name = str(self.checkpoint)
         if self.srvrest_cuda_dev is not None and "device" not in self.model_fields_set:
             self.device = "cpu" if self.srvrest_cuda_dev < 0 else f"cuda:{self.srvrest_cuda_dev}"
         return self
