@@ -98,6 +98,11 @@ class ServerSettings(BaseSettings):
             raise ValueError("a key holds white space, $ or `: a shell's command is not run here, write what it gives")
         return value
 
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _as_saved(cls, value: Any) -> Any:
+        return None if value == "auto" else value
+
     @field_validator("memory_budget", mode="before")
     @classmethod
     def _bytes(cls, value: Any) -> Any:
