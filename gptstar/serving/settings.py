@@ -36,7 +36,9 @@ class ServerSettings(BaseSettings):
     device, dtype, compile  as `sample.py` takes them
     memory_budget           bytes (20G, 16Gi) that weights and cache may take together. A model that does not fit runs
                             with layers on disk, seconds a token (docs/offload.md); then it is for the whole process,
-                            and what is too small for that is refused before it is read. Not set: no such check
+                            and what is too small for that is refused before it is read. With a GPU: for the whole
+                            process outside it. Not set: no such check
+    gpu_memory_budget       the same of the GPU's memory, for weights and cache. Not set: what is free
     quantized_dir           where quantised copies of such a model are kept. Not set: ~/.cache/gptstar/quantized
     host, port              where it listens
     max_rows                sequences that are decoded together
@@ -66,6 +68,7 @@ class ServerSettings(BaseSettings):
     dtype: Literal["fp32", "bf16", "fp16", "int8", "int4"] | None = None
     compile: bool = False
     memory_budget: int | None = Field(None, ge=1)
+    gpu_memory_budget: int | None = Field(None, ge=1)
     quantized_dir: str | None = None
     host: str = "127.0.0.1"
     port: int = Field(7860, ge=0, le=65535)
@@ -103,7 +106,7 @@ class ServerSettings(BaseSettings):
     def _as_saved(cls, value: Any) -> Any:
         return None if value == "auto" else value
 
-    @field_validator("memory_budget", mode="before")
+    @field_validator("memory_budget", "gpu_memory_budget", mode="before")
     @classmethod
     def _bytes(cls, value: Any) -> Any:
         try:
