@@ -19,7 +19,7 @@ from gptstar.device import DTYPES, pick_precision
 from gptstar.errors import UserError
 from gptstar.evaluation.budget import token_budget
 from gptstar.evaluation.checkpoint import context_length, load_for_evaluation
-from gptstar.evaluation.held_out import held_out_losses, open_held_out
+from gptstar.evaluation.held_out import checkpoint_of_run, held_out_losses, open_held_out
 from gptstar.evaluation.provenance import about, evaluation_folder
 from gptstar.evaluation.report import write_markdown
 from gptstar.evaluation.results import read_results, write_results
@@ -99,6 +99,8 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> Evaluati
     read_results(folder / "results.json")  # refuses one it could not add to
     tasks = _load_tasks(config)
     load_config(config.checkpoint)  # refuses what is no model, for which no folder is to be made
+    if HELD_OUT in config.tasks:
+        checkpoint_of_run(config.checkpoint)
     make_folder(folder)
     limits = Limits(config.memory_budget, config.gpu_memory_budget, config.quantized_dir)
     model, tokenizer = load_for_evaluation(
