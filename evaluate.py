@@ -6,7 +6,7 @@ import os
 import sys
 
 from gptstar.allocator import keep_freed_memory
-from gptstar.configuration import EXIT_INTERRUPTED, run_door
+from gptstar.configuration import run_door
 
 if __name__ == "__main__":
     keep_freed_memory()  # before torch is imported
@@ -19,14 +19,10 @@ if __name__ == "__main__":
 
     def main(config: EvaluateConfig) -> None:
         """A line a task, and one for each that failed."""
-        try:
-            result = evaluate(config, Console())
-        except KeyboardInterrupt:
-            print("interrupted: the same command continues where this one stopped", file=sys.stderr)
-            sys.exit(EXIT_INTERRUPTED)
+        result = evaluate(config, Console())
         for name, reason in result.failed.items():
             print(f"error: task {name} failed: {reason}", file=sys.stderr)
         if result.failed:
             sys.exit(1)
 
-    run_door("evaluate", EvaluateConfig, main)
+    run_door("evaluate", EvaluateConfig, main, continues=True)

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from gptstar.configuration import preset
-from gptstar.errors import EXIT_BAD_INPUT, UserError, complain
+from gptstar.errors import EXIT_BAD_INPUT, UserError, complain, say_interrupted
 from gptstar.ideas import use
 from gptstar.lab.battery import OPTIMIZER_QUESTIONS, gives_factors, rounds, shrunk, wrong
 from gptstar.model.choices import BLOCKS, with_own_settings
@@ -48,6 +48,8 @@ def check(files: Sequence[str], own: dict[str, Any]) -> Iterator[tuple[str, str,
     own: settings for whatever has them. Raises UserError for a file that cannot be imported or adds nothing, and for a
     setting that nothing has.
     """
+    if not files:
+        raise UserError("no file is named: begin with the one that adds your idea, FILE.py")
     before = {key: set(table) for key, table in TABLES.items()}
     use(files)
     added = [(key, name) for key, table in TABLES.items() for name in table if name not in before[key]]
@@ -92,6 +94,15 @@ def _settings(thing: object) -> dict[str, Any]:
     return getattr(thing, "own_settings", {})
 
 
+def _own_setting(word: str) -> tuple[str, Any]:
+    name, _, value = word.partition("=")
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        reason = getattr(error, "problem", None) or "it is no YAML"
+        raise UserError(f"{word} cannot be read ({reason}): write NAME=VALUE, as in power=2 or sizes=[1,2]") from error
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status."""
     parser = argparse.ArgumentParser(
@@ -99,9 +110,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("files", nargs="+", metavar="FILE.py", help="an idea, or NAME=VALUE of its own settings")
     given = parser.parse_args(arguments).files
-    own = {name: yaml.safe_load(value) for name, _, value in (word.partition("=") for word in given if "=" in word)}
     failures, last = 0, ""
     try:
+        own = dict(_own_setting(word) for word in given if "=" in word)
         for what, question, found in check([word for word in given if "=" not in word], own):
             if what != last:
                 print(what)
@@ -111,6 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         complain(error)
         return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        return say_interrupted()
     print(f"{failures} answers are wrong" if failures else "all answers are right")
     return int(failures > 0)
 

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
 from datetime import datetime
@@ -32,10 +32,10 @@ from omegaconf.errors import OmegaConfBaseException
 from gptstar.data.config import MIXTURE
 from gptstar.data.corpora import CorpusConfig
 from gptstar.environment import launch, launches
-from gptstar.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UserError, complain
+from gptstar.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UserError, complain, say_interrupted
 from gptstar.model.config import ModelConfig
 
-# Taken literally, whatever they hold.
+# Taken literally, whatever they hold, in sweeps too.
 TEXT_KEYS = (
     *("prompt", "prompt_file", "prompts", "output", "draft", "trainer.sample_prompt"),
     *("checkpoint", "resume", "init_from", "data_dir", "output_dir", "trainer.eval_tasks_dir"),
@@ -58,17 +58,27 @@ def preset(name: str, **changes: Any) -> ModelConfig:
     return ModelConfig(**{**yaml.safe_load(path.read_text()), **changes})
 
 
-def run_door(name: str, schema: type, main: Callable[[Any], None], plugins: Sequence[type[Plugin]] = ()) -> None:
+def run_door(
+    name: str,
+    schema: type,
+    main: Callable[[Any], None],
+    plugins: Sequence[type[Plugin]] = (),
+    continues: bool = False,
+) -> None:
     """Runs configs/NAME.yaml through Hydra, checks it against `schema`, and calls `main` with the dataclass.
 
     plugins: sweepers and launchers of our own, hydra_plugins.gptstar.CLASS in a configuration.
+    continues: whether the same command, after a Ctrl-C, goes on from what is finished.
 
-    A mistake of the user's ends in one line on stderr and exit code 2.
+    A mistake of the user's ends in one line on stderr and exit code 2, a Ctrl-C in one and EXIT_INTERRUPTED.
     """
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # lets errors reach us instead of printing them its own way
 
-    sys.argv[1:] = [_literal_text(_forced(_full_name(argument))) for argument in sys.argv[1:]]
+    sweep = {"-m", "--multirun"} & {*sys.argv[1:]}
+    texts = set() if sweep else _text_keys(schema)  # in a sweep, commas separate what is tried
+    for n, argument in enumerate(sys.argv[1:], 1):
+        sys.argv[n] = _literal_text(_forced(_one_idea(_full_name(argument))), texts)
     for plugin in plugins:  # Hydra takes only what goes by the name of a package of plugins
         Plugins.instance().register(plugin)
         Plugins.instance().class_name_to_class[f"hydra_plugins.gptstar.{plugin.__name__}"] = plugin
@@ -76,7 +86,7 @@ def run_door(name: str, schema: type, main: Callable[[Any], None], plugins: Sequ
 
     def task(config: DictConfig) -> None:
         try:
-            with _mistakes_in_one_line(schema):  # here already: Hydra would add lines of its own
+            with _ends_in_one_line(schema, continues):  # here already: Hydra would add lines of its own
                 main(_checked(config, schema))
         except SystemExit as end:
             _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
@@ -88,7 +98,7 @@ def run_door(name: str, schema: type, main: Callable[[Any], None], plugins: Sequ
                 raise UserError(f"run {number} ended with exit code {end.code}: its log is in run_dir/.slurm") from None
             failed.append(end.code)  # the other runs of a sweep go on
 
-    with _mistakes_in_one_line(schema):
+    with _ends_in_one_line(schema, continues):
         hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=name)(task)()
     if failed:
         sys.exit(failed[0])
@@ -134,6 +144,11 @@ def _full_name(argument: str) -> str:
     return "hydra/" + argument if argument.startswith("launcher=") else argument
 
 
+def _one_idea(argument: str) -> str:
+    """ideas=FILE.py, short for ideas=[FILE.py]."""
+    return f"ideas=[{quoted(argument[6:])}]" if re.fullmatch(r"ideas=[^\['\",]+\.py", argument) else argument
+
+
 def _forced(argument: str) -> str:
     """Lets what is named by the user (corpora of a mixture, columns of a table, settings of an idea) be given and
     changed alike, whether a file or a run has it already or not.
@@ -143,19 +158,26 @@ def _forced(argument: str) -> str:
     return "++" + argument.lstrip("+") if named else argument
 
 
-def _literal_text(argument: str) -> str:
-    """Quotes a prompt or path for Hydra's grammar, in which commas, brackets and outer spaces mean something."""
+def _literal_text(argument: str, texts: Collection[str] = ()) -> str:
+    """Quotes a prompt or path for Hydra's grammar, in which commas, brackets and outer spaces mean something.
+
+    texts: keys whose values are quoted where they need it, unless they refer to another key.
+    """
     key, equals, value = argument.partition("=")
-    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-    if key not in TEXT_KEYS or not equals or quoted or value == "null":
+    already = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    if not equals or already or value == "null":
         return argument
-    return f"{key}={_quoted(value)}"
+    if key in TEXT_KEYS:
+        return f"{key}={_quoted(value)}"
+    return f"{key}={quoted(value)}" if key.lstrip("+") in texts and "${" not in value else argument
 
 
 @contextmanager
-def _mistakes_in_one_line(schema: type) -> Iterator[None]:
+def _ends_in_one_line(schema: type, continues: bool) -> Iterator[None]:
     try:
         yield
+    except KeyboardInterrupt:
+        sys.exit(say_interrupted(continues))
     except (UserError, HydraException, OmegaConfBaseException) as error:
         complain(_one_line(error, schema))
         sys.exit(EXIT_BAD_INPUT)
@@ -355,6 +377,14 @@ def _all_keys(schema: type, prefix: str = "") -> list[str]:
         if is_dataclass(hints[f.name]):
             keys += _all_keys(hints[f.name], f"{prefix}{f.name}.")
     return keys
+
+
+def _text_keys(schema: type, prefix: str = "") -> set[str]:
+    """Those that hold one text."""
+    hints = get_type_hints(schema)
+    found = {prefix + name for name, hint in hints.items() if hint in (str, str | None)}
+    deeper = (_text_keys(hints[name], f"{prefix}{name}.") for name in hints if is_dataclass(hints[name]))
+    return found.union(*deeper)
 
 
 # Here, so that jobs on other machines, which only import this, have them.

@@ -9,6 +9,7 @@ from omegaconf import MISSING
 
 from gptstar.configuration import run_door
 from gptstar.errors import UserError
+from gptstar.files import make_folder
 from gptstar.pretrained.native import find_checkpoint, load_native, read_json, save_weights
 
 
@@ -30,12 +31,14 @@ def consolidate(config: ConsolidateConfig) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"output_dir={folder} is not empty: choose another one")
     checkpoint = find_checkpoint(config.checkpoint)
+    make_folder(folder)
     model, tokenizer = load_native(checkpoint)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         save_weights(folder, model, tokenizer, read_json(checkpoint)["training"])
     except OSError as error:
-        raise UserError(f"output_dir={folder} cannot be written ({error.strerror or error})") from error
+        raise UserError(
+            f"output_dir={folder} cannot be written ({error.strerror or error}): choose another one"
+        ) from error
     print(f"{folder}/model.safetensors")
 
 

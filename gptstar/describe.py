@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from rich.console import Console
 from rich.table import Table
 
-from gptstar.configuration import preset, run_door
+from gptstar.configuration import preset, run_door, with_list
 from gptstar.errors import UserError
 from gptstar.model.choices import check_choices, longest
 from gptstar.model.config import ModelConfig
@@ -154,6 +154,5 @@ def _bytes(n: float) -> str:
 
 
 if __name__ == "__main__":
-    words = " ".join(sys.argv[1:]).replace("--diff ", "diff=").replace("--diff=", "diff=")  # as other commands have it
-    sys.argv[1:] = words.split()
+    sys.argv[1:] = with_list(sys.argv[1:], "model", options=("diff",))  # as other commands have it
     run_door("describe", DescribeConfig, describe)

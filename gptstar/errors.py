@@ -24,6 +24,16 @@ def rank_by_launcher() -> str:
     return os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
 
 
+def say_interrupted(continues: bool = False) -> int:
+    """One line on stderr after a Ctrl-C; what the process is to end with.
+
+    continues: whether what is finished is on disk and not done again.
+    """
+    more = ": the same command continues where this one stopped" if continues else ""
+    print(f"interrupted{more}", file=sys.stderr, flush=True)
+    return EXIT_INTERRUPTED
+
+
 def complain(error: object) -> None:
     """One line on stderr.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 
 from gptstar.configuration import run_door
-from gptstar.errors import EXIT_INTERRUPTED
 
 WIDTH = 120  # characters, at least: tables in a narrower terminal, or in a file, would lose numbers
 
@@ -19,11 +18,7 @@ if __name__ == "__main__":
         """Text, and files where a folder is named."""
         console = Console()
         console = Console(width=max(console.width, WIDTH))
-        try:
-            found = inspect(config, console)
-        except KeyboardInterrupt:
-            print("interrupted: the same command continues where this one stopped", file=sys.stderr)
-            sys.exit(EXIT_INTERRUPTED)
+        found = inspect(config, console)
         show_inspection(found, console, config.tokens)
         if config.output_dir is not None:
             for path in write_inspection(found, config.output_dir):
@@ -31,4 +26,4 @@ if __name__ == "__main__":
 
     # A run to look at is a run to go on with: the same settings may be changed, the same are refused.
     sys.argv[1:] = ["resume=" + a.removeprefix("run=") if a.startswith("run=") else a for a in sys.argv[1:]]
-    run_door("inspect", InspectConfig, main)
+    run_door("inspect", InspectConfig, main, continues=True)

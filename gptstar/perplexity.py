@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
 from gptstar.allocator import keep_freed_memory
 from gptstar.configuration import run_door
-from gptstar.errors import EXIT_INTERRUPTED
 
 if __name__ == "__main__":
     keep_freed_memory()  # before torch is imported
@@ -18,11 +15,7 @@ if __name__ == "__main__":
 
     def main(config: PerplexityConfig) -> None:
         """A line for each model and context, a table and a plot."""
-        try:
-            outcome = perplexity(config, Console())
-        except KeyboardInterrupt:
-            print("interrupted: the same command continues where this one stopped", file=sys.stderr)
-            sys.exit(EXIT_INTERRUPTED)
+        outcome = perplexity(config, Console())
         print(f"table and plot: {write_markdown(outcome.folder / 'perplexity.json')}")
 
-    run_door("perplexity", PerplexityConfig, main)
+    run_door("perplexity", PerplexityConfig, main, continues=True)

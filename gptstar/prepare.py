@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 
 from gptstar.configuration import run_door
 from gptstar.data.config import DataConfig
 from gptstar.data.tokenizer import TokenizerConfig
-from gptstar.errors import EXIT_INTERRUPTED
 
 
 @dataclass
@@ -26,13 +24,9 @@ if __name__ == "__main__":
 
     def main(config: PrepareConfig) -> None:
         """Says where everything is."""
-        try:
-            prepared = prepare(config.data, config.tokenizer, Console())
-        except KeyboardInterrupt:
-            print("interrupted: the same command continues where this one stopped", file=sys.stderr)
-            sys.exit(EXIT_INTERRUPTED)
+        prepared = prepare(config.data, config.tokenizer, Console())
         for name, corpus in prepared.corpora.items():
             print(f"{name}: {len(corpus.train):,} training and {len(corpus.validation):,} held-out tokens")
             print(f"  {corpus.folder}/DATA.md says what is in it")
 
-    run_door("prepare", PrepareConfig, main)
+    run_door("prepare", PrepareConfig, main, continues=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 from rich.console import Console
 
 from gptstar.configuration import run_door
-from gptstar.errors import UserError
 from gptstar.evaluation.bar_chart import draw_accuracies
 from gptstar.evaluation.baselines import BASELINES, baseline_rows
 from gptstar.evaluation.comparison import compare
@@ -20,6 +19,7 @@ from gptstar.evaluation.report import (
     write_markdown,
 )
 from gptstar.evaluation.results import read_results
+from gptstar.files import make_folder
 
 
 @dataclass
@@ -50,10 +50,7 @@ def report(config: ReportConfig, console: Console | None = None) -> Path:
     rows = [row for path in files for row in read_results(path)] + baseline_rows(config.baselines)
     comparison = compare(rows, config.reference)
     folder = Path(config.output_dir).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output_dir={config.output_dir} cannot be made ({error.strerror}): choose another") from error
+    make_folder(folder)
     for path in files:
         write_markdown(path)
     plots = draw_sweeps(rows, folder / "contexts")

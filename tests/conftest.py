@@ -51,10 +51,10 @@ def door(monkeypatch, tmp_path):
     """Runs train.py's (or another) command line in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
-    def call(*arguments: str, name="train", schema=TrainConfig, main=train):
+    def call(*arguments: str, name="train", schema=TrainConfig, main=train, continues=False):
         GlobalHydra.instance().clear()
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
-        run_door(name, schema, main, PLUGINS)
+        run_door(name, schema, main, PLUGINS, continues)
 
     yield call
     GlobalHydra.instance().clear()

@@ -126,6 +126,19 @@ def test_mistakes_are_told_in_a_line(asked, tmp_path, capsys):
     assert status == 2 and "nothing is added to a table: mark it with gptstar.model.own.add" in said
     assert main([str(tmp_path / "nowhere.py")]) == 2
     assert "cannot be read" in capsys.readouterr().err
+    status, said = asked(SCHEDULE.format("1.0"), "power=[1")
+    assert status == 2 and said.startswith("error: power=[1 cannot be read (expected ',' or ']'")
+    assert "write NAME=VALUE" in said and said.count("\n") == 1
+    assert main(["power=2"]) == 2
+    assert capsys.readouterr().err == "error: no file is named: begin with the one that adds your idea, FILE.py\n"
+
+
+def test_ctrl_c_is_a_line(asked, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(check, "check", interrupted)
+    assert asked(SCHEDULE) == (75, "interrupted\n")
 
 
 def test_an_unknown_setting_is_told(asked):

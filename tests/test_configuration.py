@@ -14,9 +14,12 @@ from omegaconf import OmegaConf
 
 from gptstar import ideas
 from gptstar.configuration import _literal_text, config_directory, preset
+from gptstar.errors import EXIT_INTERRUPTED
 from gptstar.evaluation.command import EvaluateConfig
+from gptstar.evaluation.perplexity import PerplexityConfig
 from gptstar.generation.command import SampleConfig, sample
 from gptstar.model.describe import parameter_count
+from gptstar.report import ReportConfig
 from gptstar.training import loop
 from gptstar.training.config import TrainConfig
 from gptstar.training.loop import train
@@ -155,6 +158,37 @@ def test_any_prompt_arrives_as_it_was_typed(prompt):
     assert OmegaConf.create({"prompt": override.value()}).prompt == prompt
 
 
+def test_paths_and_names_arrive_as_they_were_typed(door):
+    for key, schema in (("quantized_dir", SampleConfig), ("reference", ReportConfig), ("cache_dir", PerplexityConfig)):
+        found: list = []
+        more = {"reference": ["results=[x]"], "cache_dir": ["checkpoints=[x]", "text=[y]"]}.get(key, ["checkpoint=x"])
+        name = schema.__name__.removesuffix("Config").lower()
+        door(f"{key}=GPT-127*, ctx {{1024}}", *more, name=name, schema=schema, main=found.append)
+        assert getattr(found[0], key) == "GPT-127*, ctx {1024}"
+    told = ["data.text_field=a,b", "data.url=https://x/?a=b&c=[d]", "tokenizer.source=a, b", "data.cache_dir=~/a (b)"]
+    (config,) = composed(door, "run_dir=here, too", *told, "model.name=${data.name}", "data.revision=null")
+    assert (config.run_dir, config.data.cache_dir, config.tokenizer.source) == ("here, too", "~/a (b)", "a, b")
+    assert (config.data.text_field, config.data.url) == ("a,b", "https://x/?a=b&c=[d]")
+    assert (config.model.name, config.data.revision) == ("stdlib", None)
+    swept = composed(door, "-m", "run_dir=study", "data.name=a,b", "model.position=alibi,learned")
+    assert [(c.data.name, c.model.position) for c in swept] == [
+        (name, position) for name in "ab" for position in ("alibi", "learned")
+    ]
+
+
+def test_ctrl_c_is_a_line(door, capsys):
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    for continues, line in ((False, ""), (True, ": the same command continues where this one stopped")):
+        with pytest.raises(SystemExit) as exit_:
+            door("checkpoint=x", name="sample", schema=SampleConfig, main=interrupted, continues=continues)
+        assert exit_.value.code == EXIT_INTERRUPTED and capsys.readouterr().err == f"interrupted{line}\n"
+    with pytest.raises(SystemExit) as exit_:
+        door("-m", "trainer.seed=0,1", main=interrupted)
+    assert exit_.value.code == EXIT_INTERRUPTED and capsys.readouterr().err == "interrupted\n"
+
+
 def test_train_resume_evaluate_and_sample_by_command_line(door, corpus_dir, tmp_path, capsys):
     arguments = [
         "data=text_files",
@@ -235,7 +269,7 @@ def test_a_resumed_run_uses_its_own_copy_of_an_idea(door, train_config, tmp_path
     idea = tmp_path / "idea_of_a_test.py"
     idea.write_text("from gptstar.model.own import add\nadd({}, 'x')(object)\n".replace("object", "type('X', (), {})"))
     config = composed(door, f"ideas=[{idea}]")[0]
-    assert config.ideas == [str(idea)]
+    assert config.ideas == [str(idea)] == composed(door, f"ideas={idea}")[0].ideas
     run = train(replace(train_config, ideas=[str(idea)])).run
     assert (run / "ideas" / idea.name).read_text() == idea.read_text()
     idea.write_text("raise SystemExit('another text')")
@@ -244,8 +278,8 @@ def test_a_resumed_run_uses_its_own_copy_of_an_idea(door, train_config, tmp_path
         door(f"resume={run}", f"ideas=[{idea}]")
     assert "has copies of its ideas: leave ideas=" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        door("ideas=[nowhere.py]")
-    assert "ideas=nowhere.py cannot be read" in capsys.readouterr().err
+        door("ideas=no where.py")
+    assert "ideas=no where.py cannot be read" in capsys.readouterr().err
 
 
 def test_init_from_brings_shape_and_tokenizer_which_the_command_line_may_change(door, train_config, capsys):

@@ -10,6 +10,13 @@ from gptstar.consolidate import ConsolidateConfig, consolidate
 from gptstar.errors import UserError
 
 
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_read(monkeypatch):
+    monkeypatch.setattr("gptstar.consolidate.find_checkpoint", lambda name: name)
+    monkeypatch.setattr("gptstar.consolidate.load_native", None)
+    with pytest.raises(UserError, match=r"output_dir=/proc/x cannot be made .* choose another one"):
+        consolidate(ConsolidateConfig("checkpoint", "/proc/x"))
+
+
 @pytest.mark.slow
 def test_one_file_from_shards(ranks, train_config, tmp_path, capsys):
     trainer = dataclasses.replace(train_config.trainer, parallel="fsdp", max_steps=4)

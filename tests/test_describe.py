@@ -1,6 +1,9 @@
 """The explanation: what it prints is what the functions count."""
 
 import io
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -9,6 +12,8 @@ from gptstar.configuration import preset
 from gptstar.describe import DescribeConfig, describe
 from gptstar.errors import UserError
 from support import tiny_model
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def said(**settings) -> str:
@@ -48,3 +53,15 @@ def test_windows_and_limits_are_told():
 def test_mistakes_are_one_line(settings, words):
     with pytest.raises(UserError, match=words):
         said(**settings)
+
+
+def test_the_command_line(tmp_path):
+    arguments = ["model.name=my idea", "--diff", "gpt2_3m", "model.vocab_size=300"]
+    done = subprocess.run(
+        [sys.executable, "-m", "gptstar.describe", *arguments],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and done.stdout.startswith("my idea: ") and "gpt2_3m" in done.stdout, done.stderr

@@ -19,13 +19,15 @@ from gptstar.device import DTYPES, pick_precision
 from gptstar.errors import UserError
 from gptstar.evaluation.budget import token_budget
 from gptstar.evaluation.checkpoint import context_length, load_for_evaluation
-from gptstar.evaluation.held_out import held_out_losses, open_held_out
+from gptstar.evaluation.held_out import checkpoint_of_run, held_out_losses, open_held_out
 from gptstar.evaluation.provenance import about, evaluation_folder
 from gptstar.evaluation.report import write_markdown
 from gptstar.evaluation.results import read_results, write_results
 from gptstar.evaluation.store import RequestStore, fingerprint
+from gptstar.files import make_folder
 from gptstar.model.transformer import GPT
 from gptstar.offload.load import Limits
+from gptstar.pretrained.load import load_config
 from gptstar.quantization.quantize import KINDS
 
 if TYPE_CHECKING:
@@ -96,6 +98,10 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> Evaluati
     folder = Path(config.output_dir).expanduser() if config.output_dir else evaluation_folder(config.checkpoint)
     read_results(folder / "results.json")  # refuses one it could not add to
     tasks = _load_tasks(config)
+    load_config(config.checkpoint)  # refuses what is no model, for which no folder is to be made
+    if HELD_OUT in config.tasks:
+        checkpoint_of_run(config.checkpoint)
+    make_folder(folder)
     limits = Limits(config.memory_budget, config.gpu_memory_budget, config.quantized_dir)
     model, tokenizer = load_for_evaluation(
         config.checkpoint, config.device, config.dtype, limits, config.batch_tokens, config.max_length

@@ -38,6 +38,7 @@ from gptstar.generation.sampling import Sampler
 from gptstar.generation.settings import SamplingSettings
 from gptstar.model.describe import parameter_count
 from gptstar.model.transformer import GPT
+from gptstar.offload.load import Limits
 from gptstar.progress import progress
 
 Show = Callable[[int], AbstractContextManager[Callable[[int], None]]]
@@ -80,22 +81,29 @@ class GPTStarLM(TemplateLM):
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict, additional_config: dict | None = None) -> GPTStarLM:
-        """From `--model_args checkpoint=RUN,dtype=...,max_length=...,batch_tokens=...` of the harness's command line.
+        """From `--model_args checkpoint=RUN,KEY=VALUE,...` of the harness's command line; keys as in `evaluate.py`.
 
         Its `--device` counts; its `--batch_size` does not, because batches are made of tokens here.
         """
         values = {"device": "auto", "dtype": "auto", **(additional_config or {}), **arg_dict}
         device = str(values["device"] or "auto")
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            device = "auto"  # cuda:0 is what the harness says when it was told nothing
-        known = ("checkpoint", "dtype", "max_length", "batch_tokens")
+        if device == "cuda:0" and "device" not in arg_dict and not torch.cuda.is_available():
+            device = "auto"  # it is what the harness says when it was told nothing
+        budgets = ("memory_budget", "gpu_memory_budget", "quantized_dir")
+        known = ("checkpoint", "dtype", "max_length", "batch_tokens", *budgets)
         unknown = sorted(arg_dict.keys() - {*known, "device"})
         if unknown or "checkpoint" not in values:
             problem = f"{unknown[0]} is unknown" if unknown else "checkpoint is not set"
             raise UserError(f"--model_args: {problem}, write checkpoint=RUN and, if needed, {', '.join(known[1:])}")
-        model, tokenizer = load_for_evaluation(values["checkpoint"], device, str(values["dtype"]))
-        console = Console(stderr=True)
-        return cls(model, tokenizer, values.get("max_length"), values.get("batch_tokens", "auto"), console=console)
+        max_length = values.get("max_length")
+        if max_length is not None and type(max_length) is not int:
+            raise UserError(f"--model_args: max_length={max_length} must be a whole number of tokens, as in 1024")
+        limits = Limits(*(str(values[key]) if key in values else None for key in budgets))
+        batch_tokens = str(values.get("batch_tokens", "auto"))
+        model, tokenizer = load_for_evaluation(
+            values["checkpoint"], device, str(values["dtype"]), limits, batch_tokens, max_length
+        )
+        return cls(model, tokenizer, max_length, batch_tokens, console=Console(stderr=True))
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict | None = None) -> GPTStarLM:

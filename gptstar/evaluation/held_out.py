@@ -112,6 +112,20 @@ def held_out_losses(
     return HeldOutLoss(nats / total, nats / math.log(2) / max(1, n_byte), n_token), each
 
 
+def checkpoint_of_run(checkpoint: str) -> Path:
+    """The checkpoint folder that is meant. Raises UserError for one that is in no run, and for other people's."""
+    try:
+        folder = find_checkpoint(checkpoint)
+        if (folder.parent.parent / "config.yaml").is_file():
+            return folder
+    except UserError:
+        pass
+    raise UserError(
+        f"checkpoint={checkpoint}: held_out needs a checkpoint inside a run folder, which says what it was trained on: "
+        "name one, or leave held_out out of tasks"
+    )
+
+
 def open_held_out(
     checkpoint: str, model: GPT, tokenizer: Tokenizer, length: int | None
 ) -> tuple[dict[str, TokenStream], int, Callable[..., Tensor]]:
@@ -121,7 +135,7 @@ def open_held_out(
     length: what is wanted; None: as in training. Raises UserError for what is no run, whose corpus or tokenizer has
     changed, and for a length that the model or the split is too short for.
     """
-    folder = find_checkpoint(checkpoint)
+    folder = checkpoint_of_run(checkpoint)
     run = read_run_config(folder.parent.parent)
     length = context_length(model, length or run["trainer"].get("eval_length") or run["trainer"]["sequence_length"])
     data = DataConfig.from_dict(run["data"])

@@ -14,7 +14,7 @@ import lm_eval.models  # noqa: F401 its own models, which it registers only whil
 from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.registry import model_registry
 
-from gptstar.errors import UserError
+from gptstar.errors import EXIT_BAD_INPUT, UserError, say_interrupted
 
 if "gptstar" not in model_registry:
     model_registry.register("gptstar", target="gptstar.evaluation.harness:GPTStarLM")  # imported when it is asked for
@@ -24,4 +24,6 @@ if __name__ == "__main__":
         cli_evaluate()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        sys.exit(say_interrupted())

@@ -23,8 +23,10 @@ from gptstar.evaluation.results import read_results, write_results
 from gptstar.evaluation.store import fingerprint, request_key
 from gptstar.evaluation.texts import PRESETS, Text, read_files, read_preset
 from gptstar.evaluation.windows import PROTOCOLS, cut_windows, score_windows
+from gptstar.files import make_folder
 from gptstar.model.choices import longest
 from gptstar.model.transformer import GPT
+from gptstar.offload.load import Limits
 from gptstar.pretrained.load import load_config
 from gptstar.progress import progress
 from gptstar.quantization.quantize import KINDS
@@ -51,6 +53,7 @@ class PerplexityConfig:
                   evaluations/perplexity for several checkpoints. What is there is not measured again
     batch_tokens  tokens a forward pass (at least one window); auto: what memory holds and the device is fast at
     dtype         auto (as saved), fp32, bf16, fp16, int8 or int4
+    memory_budget, gpu_memory_budget, quantized_dir  as `sample.py` takes them; for one checkpoint after the other
     """
 
     checkpoints: list[str] = field(default_factory=list)
@@ -66,6 +69,9 @@ class PerplexityConfig:
     batch_tokens: str = "auto"
     device: str = "auto"
     dtype: str = "auto"
+    memory_budget: str | None = None
+    gpu_memory_budget: str | None = None
+    quantized_dir: str | None = None
 
     def __post_init__(self) -> None:
         for key, choices in (("preset", (None, *PRESETS)), ("protocol", (None, *PROTOCOLS))):
@@ -121,6 +127,7 @@ def perplexity(config: PerplexityConfig, console: Console | None = None) -> Outc
     text = text.beginning(config.max_bytes)
     if not any(text.documents):
         raise UserError(f"{', '.join(text.files)}: there is no text in it")
+    make_folder(folder)
     rows = []
     for name, pairs in plans.items():
         for row in _measure_model(config, name, pairs, text, folder / "perplexity.json", notes, console):
@@ -167,7 +174,9 @@ def _measure_model(
     notes: list[str],
     console: Console | None,
 ) -> Iterator[dict]:
-    model, tokenizer = load_for_evaluation(checkpoint, config.device, config.dtype)
+    limits = Limits(config.memory_budget, config.gpu_memory_budget, config.quantized_dir)
+    most = max(context for context, _ in pairs)
+    model, tokenizer = load_for_evaluation(checkpoint, config.device, config.dtype, limits, config.batch_tokens, most)
     budget = token_budget(config.batch_tokens, model)
     stream, of_text = _stream(config, checkpoint, text, model, tokenizer)
     counts = text.counts()

@@ -219,14 +219,25 @@ def _check_sources(config: SampleConfig) -> None:
         raise UserError("interactive=true writes one text: leave prompts out")
     if (config.prompts is None) != (config.output is None):
         raise UserError("prompts and output go together: a file of JSON lines to read and one to write")
-    if config.output is not None and Path(config.output).exists():
-        raise UserError(f"output={config.output} exists: choose another name, or move it away")
-    if config.output is not None and not Path(config.output).absolute().parent.is_dir():
-        raise UserError(f"output={config.output}: there is no such folder")
-    if config.prompts is not None and not Path(config.prompts).is_file():
-        raise UserError(f"prompts={config.prompts} is no file: check the path")
+    if config.prompts is not None and config.output is not None:
+        config.prompts, config.output = (str(Path(p).expanduser()) for p in (config.prompts, config.output))
+        if not Path(config.prompts).is_file():
+            raise UserError(f"prompts={config.prompts} is no file: check the path")
+        _check_output(Path(config.output))
     if not config.interactive:
         _prompt(config)
+
+
+def _check_output(path: Path) -> None:
+    if path.exists():
+        raise UserError(f"output={path} exists: choose another name, or move it away")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"output={path}: there is no such folder: make it, or choose another one")
+    try:
+        path.open("x").close()  # what may be written can only be found out by writing
+        path.unlink()
+    except OSError as error:
+        raise UserError(f"output={path} cannot be written ({error.strerror}): choose another one") from error
 
 
 def _prompt(config: SampleConfig) -> str:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from gptstar.environment import command_line
 from gptstar.errors import UserError
+from gptstar.files import make_folder
 from gptstar.lab.analysis import analyse
 from gptstar.lab.reading.comparable import comparable
 from gptstar.lab.reading.description import Description, find_description
@@ -67,10 +68,7 @@ def compare_runs(config: CompareConfig, console: Console) -> Study:
     folder = Path(config.output_dir).expanduser() if config.output_dir else _usual_folder(config.runs)
     baseline = config.baseline
     study = analyse(runs, baseline, about, None, config.title)  # what cannot be compared is refused before measuring
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output_dir={folder} cannot be made ({error.strerror}): choose another") from error
+    make_folder(folder)
     speeds = _measured(config, runs, study, folder, console) if config.measure else read_speeds(folder)
     study = analyse(runs, baseline, about, speeds, config.title, command_line())
     own, notes = _own_reports(about, runs, study, folder)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from gptstar.configuration import run_door
 from gptstar.errors import UserError
+from gptstar.files import make_folder
 from gptstar.model.choices import check_choices
 from gptstar.model.config import ModelConfig
 from gptstar.model.transformer import GPT
@@ -243,10 +244,7 @@ def draw(found: Coordinates, path: Path) -> None:
 def write_check(config: CoordinateConfig, tell: Callable[[str], None] = print) -> Path:
     """Checks, and writes coordinates.md and coordinates.png; the former's path."""
     folder = Path(config.output_dir).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output_dir={config.output_dir} cannot be made ({error.strerror}): choose another") from error
+    make_folder(folder)
     found = check_coordinates(config, tell)
     draw(found, folder / "coordinates.png")
     target = folder / "coordinates.md"

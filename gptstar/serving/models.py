@@ -27,7 +27,7 @@ from gptstar.model.describe import cache_bytes_per_token, parameter_count
 from gptstar.model.transformer import GPT
 from gptstar.offload.layers import find_layers
 from gptstar.offload.load import Limits, alike, load_within
-from gptstar.offload.plan import Room, least_bytes
+from gptstar.offload.plan import Room, least_bytes, memory_in_use
 from gptstar.offload.stream import READ_AT_ONCE, layers_of
 from gptstar.pretrained.load import load, load_config, saved_dtype
 from gptstar.pretrained.telling import telling
@@ -38,6 +38,7 @@ from gptstar.serving.worker import FAILED, Job, Worker
 
 BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.1, "int4": 0.65}  # a weight, scales included
 CUT_SLACK = 64  # tokens: where a text is cut the first ones may differ from those of the whole
+SHARE_OF_GPU = 0.95  # of its free memory, where it has no budget but the process has
 SHARE_FOR_CACHE = 0.8  # of what memory is left once weights are read, where no budget is set
 
 CPU = torch.device("cpu")
@@ -129,7 +130,7 @@ class Served:
     def _read(self, taken: float = 0.0) -> Engine:
         settings = self.settings
         device = pick_device(settings.device)
-        budget = None if settings.memory_budget is None else settings.memory_budget - taken
+        budget = self._budget(device, taken)
         if budget is not None and not self._fits_whole(budget, device):
             return self._read_layer_by_layer(device, budget)
         with telling(self._hear):
@@ -139,24 +140,35 @@ class Served:
         n_row = rows_that_fit(model, capacity, left, settings.max_rows)
         return Engine(model, tokenizer, n_row, capacity, decoder=Decoder(model, settings.compile))
 
+    def _budget(self, device: torch.device, taken: float) -> float | None:
+        """Bytes that weights and cache may take where they are computed with; None: what there is."""
+        settings = self.settings
+        if (budget := budget_on(device, settings)) is not None:
+            return budget - taken
+        if settings.memory_budget is None:
+            return None
+        return SHARE_OF_GPU * free_memory(device)  # other models have theirs
+
     def _fits_whole(self, budget: float, device: torch.device) -> bool:
         """Weights and the cache of a sequence. Raises UserError where not even a part of the layers fits."""
         if not check_budget(self.source, self.settings.dtype, budget, device):
             return False
-        tight = budget < needed_bytes(self.source, self.settings.dtype) + self._row_bytes(device)
+        needed, memory = needed_bytes(self.source, self.settings.dtype), self.settings.memory_budget
+        if device.type == "cuda" and memory is not None and memory_in_use() + needed > memory:
+            return False  # for it is read whole before it goes to the GPU
+        tight = budget < needed + self._row_bytes(device)
         return not tight or _least(self.source, self.settings.dtype, device) > budget
 
     def _read_layer_by_layer(self, device: torch.device, budget: float) -> Engine:
         """With layers on disk, which takes seconds a token; a quarter of the memory at most is for the cache."""
         settings = self.settings
         if settings.compile:
-            raise UserError(f"{self.name} does not fit into MEMORY_BUDGET, and with layers on disk it is not compiled")
+            raise UserError(f"{self.name} does not fit into its budget, and with layers on disk it is not compiled")
         capacity = _capacity(load_config(self.source.source))
         n_row = max(1, min(settings.max_rows, int(0.25 * budget // self._row_bytes(device))))
-        if device.type == "cpu":  # the process, with what other models hold
-            limits = Limits(str(settings.memory_budget), None, settings.quantized_dir)
-        else:
-            limits = Limits(None, str(int(budget)), settings.quantized_dir)
+        memory = None if settings.memory_budget is None else str(settings.memory_budget)  # of all models together
+        gpu = str(int(budget)) if device.type == "cuda" else None
+        limits = Limits(memory, gpu, settings.quantized_dir)
 
         def say(plan: str) -> None:
             log.warning("%s does not fit, and stays on disk in part\n%s", self.name, plan)
@@ -248,14 +260,19 @@ class Models:
 
     def __init__(self, settings: ServerSettings) -> None:
         """Raises UserError for a name that means nothing, a device that is not there, a budget that is too small."""
-        pick_device(settings.device)
+        device = pick_device(settings.device)
+        if settings.gpu_memory_budget is not None and device.type != "cuda":
+            raise UserError(
+                f"GPU_MEMORY_BUDGET={settings.gpu_memory_budget} needs a GPU and the device is {device}: leave it out"
+            )
+        budget = budget_on(device, settings)
         sources = [resolve(name, settings.checkpoint if i == 0 else None) for i, name in enumerate(settings.sources)]
         self.served: dict[str, Served] = {}
         for source in sources:
             if source.name in self.served:
                 raise UserError(f"two models are called {source.name}: {source.source} and another; rename one folder")
-            if settings.memory_budget is not None and source.link is None:  # else it would be fetched to be looked at
-                check_budget(source, settings.dtype, settings.memory_budget, pick_device(settings.device))
+            if budget is not None and source.link is None:  # else it would be fetched to be looked at
+                check_budget(source, settings.dtype, budget, device)
             self.served[source.name] = Served(source, settings)
 
     async def load(self) -> None:
@@ -290,6 +307,11 @@ class Models:
         return [s.worker for s in self.served.values() if s.state == "ready"]
 
 
+def budget_on(device: torch.device, settings: ServerSettings) -> int | None:
+    """What all models may take of the memory that they are computed in, as set."""
+    return settings.gpu_memory_budget if device.type == "cuda" else settings.memory_budget
+
+
 def check_budget(source: Source, dtype: str | None, budget: float, device: torch.device = CPU) -> bool:
     """Whether weights take no more than `budget` bytes.
 
@@ -302,7 +324,11 @@ def check_budget(source: Source, dtype: str | None, budget: float, device: torch
     fits = [other for other in ("bf16", "int8", "int4") if needed_bytes(source, other) <= budget]
     remedy = f"DTYPE={fits[0]} takes {_amount(needed_bytes(source, fits[0]))}" if fits else "no DTYPE makes it fit"
     takes = f"{source.name} takes {_amount(needed_bytes(source, dtype))} in {_kind(source, dtype)}"
-    raise UserError(f"{takes}, and there are {_amount(budget)} of MEMORY_BUDGET: {remedy}")
+    raise UserError(f"{takes}, and there are {_amount(budget)} of {_budget_name(device)}: {remedy}")
+
+
+def _budget_name(device: torch.device) -> str:
+    return "GPU_MEMORY_BUDGET" if device.type == "cuda" else "MEMORY_BUDGET"
 
 
 def needed_bytes(source: Source, dtype: str | None) -> float:
@@ -354,7 +380,7 @@ def rows_that_fit(model: GPT, capacity: int, left: float, wanted: int) -> int:
     if row > left:
         raise UserError(
             f"weights leave {_amount(max(left, 0))}, and the cache of one sequence of {capacity} tokens takes "
-            f"{_amount(row)}: raise MEMORY_BUDGET, or set DTYPE=int8"
+            f"{_amount(row)}: raise {_budget_name(model.device)}, or set DTYPE=int8"
         )
     return max(1, min(wanted, int(left // row)))
 

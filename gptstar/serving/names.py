@@ -34,7 +34,7 @@ class Source:
 def resolve(name: str, checkpoint: Path | None = None) -> Source:
     """Raises UserError for a name that means nothing, before anything is read."""
     if checkpoint is not None:
-        return _of_preset(name, checkpoint)
+        return _with_weights(name, checkpoint)
     if name in NAMES:
         return Source(name, NAMES[name], f"https://huggingface.co/{NAMES[name]}")
     path = Path(name).expanduser()
@@ -55,17 +55,24 @@ def resolve(name: str, checkpoint: Path | None = None) -> Source:
     )
 
 
-def _of_preset(name: str, checkpoint: Path) -> Source:
-    wanted = preset(name)
-    if not checkpoint.exists():
+def _with_weights(name: str, checkpoint: Path) -> Source:
+    """name: a preset, or the checkpoint itself."""
+    path = checkpoint.expanduser()
+    if not path.exists():
         raise UserError(f"CHECKPOINT={checkpoint} does not exist: name a run, a checkpoint folder or a file")
-    found = load_config(checkpoint)
+    if name == str(checkpoint):
+        return Source(path.resolve().name, str(path), None)
+    try:
+        wanted = preset(name)
+    except UserError as error:
+        raise UserError(f"{str(error).replace('model=', 'MODEL_NAME=', 1)}; or leave it out") from error
+    found = load_config(path)
     shape = ("n_layer", "d_model", "n_head", "d_ff", "block", "position")
     for field in shape:
         ours, theirs = getattr(wanted, field), getattr(found, field)
         if ours != theirs:
             raise UserError(
                 f"CHECKPOINT={checkpoint} has {field}={theirs}, MODEL_NAME={name} has {field}={ours}: "
-                "leave MODEL_NAME out and set it to the checkpoint instead"
+                "leave MODEL_NAME out"
             )
-    return Source(name, str(checkpoint), None)
+    return Source(name, str(path), None)

@@ -28,7 +28,7 @@ class ServerSettings(BaseSettings):
     model_name              a run folder, a preset's name with `checkpoint`, a folder in transformers' layout, one of
                             `gptstar.serving.names.NAMES`, or a hub name OWNER/NAME
     more_models             further ones, separated by commas; a request names the one it means
-    checkpoint              the weights of `model_name` where that is a preset
+    checkpoint              the weights of `model_name` where that is a preset; without a model_name, what is served
     max_input_token_length  longer prompts lose their beginning. Not set: 13 for /talk; elsewhere what does not fit is
                             refused
     max_new_tokens          the most that a request may ask for, and what /talk writes. Not set: 11 for /talk;
@@ -36,7 +36,9 @@ class ServerSettings(BaseSettings):
     device, dtype, compile  as `sample.py` takes them
     memory_budget           bytes (20G, 16Gi) that weights and cache may take together. A model that does not fit runs
                             with layers on disk, seconds a token (docs/offload.md); then it is for the whole process,
-                            and what is too small for that is refused before it is read. Not set: no such check
+                            and what is too small for that is refused before it is read. With a GPU: for the whole
+                            process outside it. Not set: no such check
+    gpu_memory_budget       the same of the GPU's memory, for weights and cache. Not set: what is free
     quantized_dir           where quantised copies of such a model are kept. Not set: ~/.cache/gptstar/quantized
     host, port              where it listens
     max_rows                sequences that are decoded together
@@ -66,6 +68,7 @@ class ServerSettings(BaseSettings):
     dtype: Literal["fp32", "bf16", "fp16", "int8", "int4"] | None = None
     compile: bool = False
     memory_budget: int | None = Field(None, ge=1)
+    gpu_memory_budget: int | None = Field(None, ge=1)
     quantized_dir: str | None = None
     host: str = "127.0.0.1"
     port: int = Field(7860, ge=0, le=65535)
@@ -98,7 +101,12 @@ class ServerSettings(BaseSettings):
             raise ValueError("a key holds white space, $ or `: a shell's command is not run here, write what it gives")
         return value
 
-    @field_validator("memory_budget", mode="before")
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _as_saved(cls, value: Any) -> Any:
+        return None if value == "auto" else value
+
+    @field_validator("memory_budget", "gpu_memory_budget", mode="before")
     @classmethod
     def _bytes(cls, value: Any) -> Any:
         try:
@@ -108,9 +116,11 @@ class ServerSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _older_names(self) -> ServerSettings:
-        """The REST server's variables stand for ours where those are not set."""
+        """The REST server's variables stand for ours where those are not set, and a checkpoint for its own name."""
         if self.srvrest_model is not None and "model_name" not in self.model_fields_set:
             self.model_name = BY_NUMBER[self.srvrest_model]
+        elif self.checkpoint is not None and "model_name" not in self.model_fields_set:
+            self.model_name = str(self.checkpoint)
         if self.srvrest_cuda_dev is not None and "device" not in self.model_fields_set:
             self.device = "cpu" if self.srvrest_cuda_dev < 0 else f"cuda:{self.srvrest_cuda_dev}"
         return self

@@ -112,6 +112,7 @@ def test_a_crash_in_one_task_leaves_the_others(checkpoint, data_dir, monkeypatch
         ({"tasks": ["helaswag"]}, "task 'helaswag' is unknown .* did you mean hellaswag"),
         ({"tasks": ["arc_easy"]}, r"arc_easy\.jsonl does not exist"),
         ({"data_dir": "nowhere"}, "data_dir=nowhere is no folder"),
+        ({"tasks": ["held_out"]}, "checkpoint=.*run: held_out needs a checkpoint inside a run folder"),
         ({"num_fewshot": 3}, r"num_fewshot=3 of task lambada_openai needs .*\.train\.jsonl"),
     ],
 )
@@ -129,7 +130,6 @@ def test_bad_input_is_refused_before_a_model_is_loaded(checkpoint, data_dir, cha
         ({"batch_tokens": "lots"}, "batch_tokens='lots'"),
         ({"device": "cuda:77"}, "device=cuda:77 cannot be used here"),
         ({"checkpoint": "nowhere"}, "nowhere: no such run or checkpoint folder"),
-        ({"tasks": ["held_out"]}, "config.yaml cannot be read"),
     ],
 )
 def test_what_the_model_cannot_do_is_refused_before_anything_is_measured(checkpoint, data_dir, changes, words):
@@ -158,6 +158,19 @@ def test_a_foreign_results_file_is_refused_at_once(checkpoint, data_dir, monkeyp
     (checkpoint / "evaluation" / "results.json").write_text("{}")
     with pytest.raises(UserError, match="move it away"):
         evaluate(config(checkpoint, data_dir))
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_a_model_is_loaded(checkpoint, data_dir, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "load_for_evaluation", None)
+        (checkpoint / "config.yaml").touch()
+        for tasks in (["held_out"], ["piqa"]):
+            with pytest.raises(UserError, match="output_dir=/proc/x cannot be made"):
+                evaluate(config(checkpoint, data_dir, output_dir="/proc/x", tasks=tasks))
+    with pytest.raises(UserError, match="no such run or checkpoint folder"):
+        evaluate(config("nowhere", data_dir))
+    assert not (tmp_path / "evaluations").exists()
 
 
 def test_files_go_into_the_run_or_a_folder_of_the_models_name(checkpoint, data_dir, tmp_path):

@@ -30,3 +30,18 @@ def test_model_args_build_a_model_and_the_harness_defaults_are_no_obstacle(tmp_p
 def test_wrong_model_args_are_named(arguments):
     with pytest.raises(UserError, match=r"--model_args: (checkpoint is not set|peft is unknown)"):
         GPTStarLM.create_from_arg_obj(arguments, {"device": "cpu"})
+
+
+def test_a_length_that_is_no_number_is_named(tmp_path):
+    with pytest.raises(UserError, match="--model_args: max_length=1k must be a whole number of tokens"):
+        GPTStarLM.create_from_arg_string(f"checkpoint={tmp_path},max_length=1k", {"device": "cpu"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "device"),
+    [({}, "cuda"), ({}, "cuda:1"), ({"device": "cuda:0"}, None), ({"device": "cuda"}, "cuda:0")],
+)
+def test_a_gpu_that_somebody_asks_for_must_be_there(monkeypatch, arguments, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"device=cuda(:\d)? cannot be used here"):
+        GPTStarLM.create_from_arg_obj({"checkpoint": "x", **arguments}, {"device": device})

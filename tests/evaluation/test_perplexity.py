@@ -220,6 +220,13 @@ def test_mistakes_are_told_before_anything_is_measured(lab, tmp_path, monkeypatc
         lab(*settings.pop("checkpoints", [name]), **settings)
 
 
+def test_a_folder_that_cannot_be_made_is_refused_before_a_model_is_loaded(lab, monkeypatch):
+    name = lab.checkpoint()
+    monkeypatch.setattr(perplexity_module, "load_for_evaluation", None)
+    with pytest.raises(UserError, match=r"output_dir=/proc/x cannot be made \(No such file.*\): choose another one"):
+        lab(name, output_dir="/proc/x")
+
+
 def test_a_tokenizer_of_another_model_is_refused(lab, tmp_path):
     (tmp_path / "small").mkdir()
     save_weights(tmp_path / "small", GPT(tiny_model(vocab_size=100)), TOKENIZER, {})

@@ -93,7 +93,7 @@ def test_a_prompt_from_a_file_and_from_standard_input(checkpoint, tmp_path, monk
     assert typed(said.err.strip()).prompt == "abc\nabd"  # what is echoed needs no file
 
 
-def test_many_prompts_from_lines_to_lines(checkpoint, tmp_path):
+def test_many_prompts_from_lines_to_lines(checkpoint, tmp_path, monkeypatch):
     (tmp_path / "in.jsonl").write_text('{"prompt": "abc"}\n{"prompt": "bcd ", "seed": 5}\n')
     config = SampleConfig(
         checkpoint=checkpoint, prompts=str(tmp_path / "in.jsonl"), output=str(tmp_path / "out.jsonl"), max_new_tokens=9
@@ -105,6 +105,9 @@ def test_many_prompts_from_lines_to_lines(checkpoint, tmp_path):
     assert "bcd " + lines[1]["text"] == sample(replace(plain, prompt="bcd ", seed=5))
     with pytest.raises(UserError, match=r"out\.jsonl exists"):
         run(config)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run(replace(config, prompts="~/in.jsonl", output="~/again.jsonl"))
+    assert (tmp_path / "again.jsonl").read_text() == (tmp_path / "out.jsonl").read_text()
 
 
 @pytest.mark.parametrize(
@@ -114,7 +117,8 @@ def test_many_prompts_from_lines_to_lines(checkpoint, tmp_path):
         (dict(prompt="a", prompt_file="b"), "prompt and prompt_file are given"),
         (dict(prompts="a"), "go together"),
         (dict(prompts="nowhere", output="out"), "is no file"),
-        (dict(prompts="nowhere", output="no/folder/out"), "no such folder"),
+        (dict(prompts=__file__, output="no/folder/out"), "no such folder"),
+        (dict(prompts=__file__, output="/proc/out.jsonl"), r"output=/proc/out.jsonl cannot be written \(No such file"),
         (dict(prompt_file="nowhere"), "cannot be read"),
         (dict(interactive=True, prompts="a", output="b"), "leave prompts out"),
         (dict(prompt="a", temperature=-1), "temperature=-1"),

@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 from gptstar.errors import UserError
 from gptstar.model.describe import cache_bytes_per_token, parameter_count
 from gptstar.offload.layers import find_layers
+from gptstar.offload.load import Limits
 from gptstar.offload.plan import Room, least_bytes
 from gptstar.offload.stream import READ_AT_ONCE, layers_of
 from gptstar.pretrained.load import load, load_config
@@ -133,7 +134,12 @@ def test_rows_are_as_many_as_memory_allows(client):
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"), [({"memory_budget": "1k"}, "MEMORY_BUDGET"), ({"device": "x"}, "device=x")]
+    ("changes", "words"),
+    [
+        ({"memory_budget": "1k"}, "MEMORY_BUDGET"),
+        ({"gpu_memory_budget": "1k"}, "GPU_MEMORY_BUDGET=1000 needs a GPU and the device is cpu: leave it out"),
+        ({"device": "x"}, "device=x"),
+    ],
 )
 def test_what_cannot_be_is_told_before_anything_is_read(settings, changes, words):
     with pytest.raises(UserError, match=words):
@@ -182,6 +188,33 @@ def test_weights_alone_are_not_enough_to_be_read_whole(settings, folder, monkeyp
     served = Models(settings(memory_budget=str(weights + 10))).default
     assert served._fits_whole(weights + 10, torch.device("cpu")) == whole  # else the refusal says what is missing
     assert served._fits_whole(3 * weights, torch.device("cpu"))
+
+
+def test_on_a_gpu_each_memory_has_its_own_budget(settings, folder, monkeypatch):
+    cuda, asked = torch.device("cuda"), []
+
+    def within(source, device, dtype, limits, *_):
+        asked.append(limits)
+        raise UserError("not here")
+
+    monkeypatch.setattr(models, "pick_device", lambda _: cuda)
+    monkeypatch.setattr(models, "free_memory", lambda _: 1000)
+    monkeypatch.setattr(models, "_least", lambda *_: 0)
+    monkeypatch.setattr(models, "load_within", within)
+    for changes, expected in (
+        ({"gpu_memory_budget": "600"}, Limits(None, "500")),
+        ({"gpu_memory_budget": "600", "memory_budget": "9G"}, Limits("9000000000", "500")),
+        ({"memory_budget": "9G"}, Limits("9000000000", "950")),
+        ({"gpu_memory_budget": "9G", "memory_budget": "1"}, Limits("1", "8999999900")),  # it passes through memory
+    ):
+        with pytest.raises(UserError, match="not here"):
+            Models(settings(**changes)).default._read(100)
+        assert asked.pop() == expected
+    served = Models(settings(gpu_memory_budget="9G", memory_budget="9000G")).default
+    assert served._fits_whole(9e9, cuda) and Models(settings()).default._budget(cuda, 0) is None
+    monkeypatch.setattr(models, "_least", lambda *_: 1e12)
+    with pytest.raises(UserError, match=r"there are .* of GPU_MEMORY_BUDGET"):
+        Models(settings(gpu_memory_budget="600"))
 
 
 def test_progress_of_layers_that_are_read_is_told(settings):

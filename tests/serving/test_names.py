@@ -5,7 +5,7 @@ import pytest
 from gptstar.errors import UserError
 from gptstar.serving.models import Models, Served
 from gptstar.serving.names import NAMES, resolve
-from gptstar.serving.settings import BY_NUMBER
+from gptstar.serving.settings import BY_NUMBER, read_settings
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt-neo-125M", "gpt-neo-1.3B", "gpt-neo-2.7B", "gpt-j-6B", "gpt-neox-20b"])
@@ -50,6 +50,19 @@ def test_a_preset_with_a_checkpoint_must_fit(folder, tmp_path):
         resolve("star_3m", folder)
     with pytest.raises(UserError, match="does not exist"):
         resolve("star_3m", tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"MODEL_NAME=gpt-2 is unknown: choose one of .*; or leave it out"):
+        resolve("gpt-2", folder)
+
+
+def test_a_checkpoint_alone_is_what_is_served(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    for name in (str(folder), "~/tiny"):
+        settings = read_settings(None, checkpoint=name)
+        found = resolve(settings.sources[0], settings.checkpoint)
+        assert (found.name, found.source, found.link) == ("tiny", str(folder), None)
+    settings = read_settings(None, checkpoint="nowhere")
+    with pytest.raises(UserError, match="CHECKPOINT=nowhere does not exist"):
+        resolve(settings.sources[0], settings.checkpoint)
 
 
 def test_hub_names_are_read_from_the_hubs_cache(settings, folder, monkeypatch):

@@ -17,6 +17,7 @@ def test_defaults_are_the_demos():
     settings = read_settings(None)
     assert settings.model_name == "gpt-neo-125M" and settings.port == 7860
     assert (TALK_INPUT, TALK_NEW) == (13, 11)
+    assert settings.dtype is None is read_settings(None, dtype="auto").dtype
     assert settings.cors_origins == [] and not settings.log_prompts and settings.host == "127.0.0.1"
 
 
