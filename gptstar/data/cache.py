@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gptstar.errors import UserError
+from gptstar.files import locked
 
 
 def key_of(values: object) -> str:
@@ -31,26 +31,8 @@ def _as_written(values: object) -> object:
 def only_one(path: Path, name: str, say: Callable[[str], object]) -> Iterator[None]:
     """Waits until no other process on this machine works on the same; its end, however it comes, frees it."""
     path.parent.mkdir(exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"another process is preparing {name}: waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(path, busy=lambda: say(f"another process is preparing {name}: waiting for it")):
         yield
-
-
-@contextmanager
-def if_free(path: Path) -> Iterator[bool]:
-    """Whether no other process works on it; then none begins to meanwhile."""
-    path.parent.mkdir(exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
 
 
 @contextmanager
