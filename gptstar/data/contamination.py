@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from gptstar.data.words import hash_ngrams, hash_ngrams_at, hash_words
-from gptstar.errors import UserError
+from gptstar.errors import UserError, reason
 
 WORDS = re.compile(r"[^\W_]+")  # what gptstar.data.words takes for words
 PASSAGE = 300  # characters of a passage that are told
@@ -267,9 +267,8 @@ def _read_hub(task: str) -> Iterator[tuple[int, Any]]:
     try:
         records = datasets.load_dataset(source.dataset, source.subset, split=source.split)
     except Exception as error:
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"evaluation set {task} ({source.dataset}) cannot be had from the hub: {reason}: "
+            f"evaluation set {task} ({source.dataset}) cannot be had from the hub: {reason(error)}: "
             f"connect, or give a folder with {task}.jsonl"
         ) from error
     yield from enumerate(records, 1)
