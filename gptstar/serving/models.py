@@ -15,7 +15,7 @@ from typing import Literal, TypeVar
 import torch
 
 from gptstar.data.tokenizer import Tokenizer
-from gptstar.device import DTYPES, free_memory, pick_device
+from gptstar.device import dtype_name, free_memory, pick_device
 from gptstar.errors import UserError
 from gptstar.generation.continuation import TooLong
 from gptstar.generation.decoding import Decoder
@@ -311,7 +311,8 @@ def needed_bytes(source: Source, dtype: str | None) -> float:
 
 
 def _kind(source: Source, dtype: str | None) -> str:
-    return dtype or next((name for name, saved in DTYPES.items() if saved == saved_dtype(source.source)), "fp32")
+    kind = dtype or dtype_name(saved_dtype(source.source))
+    return kind if kind in BYTES else "fp32"
 
 
 def _least(source: Source, dtype: str | None, device: torch.device) -> float:
