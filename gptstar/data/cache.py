@@ -11,6 +11,7 @@ from pathlib import Path
 
 from gptstar.errors import UserError
 from gptstar.files import locked
+from gptstar.sizes import say_bytes
 
 
 def key_of(values: object) -> str:
@@ -41,8 +42,8 @@ def disk_errors(cache: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        free = shutil.disk_usage(cache).free / 2**30
+        free = shutil.disk_usage(cache).free
         raise UserError(
-            f"data.cache_dir={cache} cannot be written ({error.strerror or error}; {free:.1f} GiB free): "
+            f"data.cache_dir={cache} cannot be written ({error.strerror or error}; {say_bytes(free)} free): "
             "free some space or choose another folder; what is finished stays, and the same command goes on from there"
         ) from error

@@ -27,6 +27,7 @@ from gptstar.files import locked, replace_text
 from gptstar.ideas import keep_copies
 from gptstar.model.describe import flops_per_token, parameter_count
 from gptstar.pretrained.native import find_checkpoint, find_run, list_checkpoints, read_run_config
+from gptstar.sizes import say_bytes
 from gptstar.training.config import TrainConfig
 
 PATIENCE = 30.0  # seconds that a run folder may take to become free
@@ -140,7 +141,7 @@ def check_room(run_dir: str, n_byte: int) -> None:
     free = shutil.disk_usage(place).free
     if free < n_byte:
         raise UserError(
-            f"run_dir={run_dir} has {free / 2**30:.1f} GiB free and a checkpoint takes {n_byte / 2**30:.1f}: "
+            f"run_dir={run_dir} has {say_bytes(free)} free and a checkpoint takes {say_bytes(n_byte)}: "
             "free some, or choose another one"
         )
 
