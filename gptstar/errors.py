@@ -6,6 +6,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 GRACE = 3.0  # seconds
@@ -23,6 +25,15 @@ class UserError(Exception):
 def reason(error: object) -> str:
     """What an error says, in one line that stands in another message; its kind where it says nothing."""
     return " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
+
+
+@contextmanager
+def valid_json(where: str) -> Iterator[None]:
+    """For what reads a line of a file that a person made; `where` names file and line."""
+    try:
+        yield
+    except ValueError as error:  # not UTF-8 is one too
+        raise UserError(f"{where}: no valid JSON ({error}): mend or remove the line") from error
 
 
 def rank_by_launcher() -> str:
