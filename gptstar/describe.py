@@ -22,6 +22,7 @@ from gptstar.model.describe import (
     receptive_fields,
     slopes,
 )
+from gptstar.sizes import say_bytes
 
 
 @dataclass
@@ -70,10 +71,11 @@ def _summary(console: Console, model: ModelConfig, n_token: int) -> None:
     console.print(f"  {', '.join(chosen)}\n", highlight=False, markup=False)
     console.print(drawing(model) + "\n", highlight=False, markup=False)
     cache = cache_bytes_per_token(model, 2)
-    per_token, held = flops_per_token(model, n_token), _bytes(cache * model.context)
+    per_token, held = flops_per_token(model, n_token), say_bytes(cache * model.context)
+    exact, half, trained = (say_bytes(each * n) for each in (4, 2, 16))
     for what, text in (
         ("FLOPs", f"{per_token:,} a token to train on {n_token} tokens (forward and backward)"),
-        ("weights", f"{_bytes(4 * n)} in fp32, {_bytes(2 * n)} in bf16; {_bytes(16 * n)} with gradients and moments"),
+        ("weights", f"{exact} in fp32, {half} in bf16; {trained} with gradients and moments"),
         ("cache", f"{cache:,} bytes a token in bf16 ({held} for {model.context} tokens), twice that in fp32"),
         ("reads", f"at most {limit} tokens" if limit else f"sequences of any length (trained on {model.context})"),
         ("sees", _sight(model)),
@@ -117,13 +119,13 @@ def _components(console: Console, model: ModelConfig, n_token: int) -> None:
             row.name,
             f"{row.parameters:,}" if row.parameters else "",
             f"{row.parameters / n:.1%}" if row.parameters else "",
-            _bytes(4 * row.parameters) if row.parameters else "",
+            say_bytes(4 * row.parameters) if row.parameters else "",
             f"{row.flops:,}" if row.flops else "",
             f"{row.flops / flops:.1%}" if row.flops else "",
             row.init,
         )
     table.add_section()
-    table.add_row("all", f"{n:,}", "", _bytes(4 * n), f"{flops:,}", "", "")
+    table.add_row("all", f"{n:,}", "", say_bytes(4 * n), f"{flops:,}", "", "")
     console.print()
     console.print(table)
 
@@ -143,14 +145,6 @@ def _difference(console: Console, model: ModelConfig, other: ModelConfig) -> Non
         table.add_row(name, f"{figure(model):,}", f"{figure(other):,}")
     console.print()
     console.print(table)
-
-
-def _bytes(n: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if n < 1024 or unit == "GiB":
-            return f"{n:.0f} {unit}" if unit == "B" or n >= 100 else f"{n:.1f} {unit}"
-        n /= 1024
-    raise AssertionError
 
 
 if __name__ == "__main__":

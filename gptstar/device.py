@@ -15,6 +15,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPES |= {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # torch's own names
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """As settings name it: fp32, bf16 or fp16; torch's own name for any other."""
+    return next((name for name, known in DTYPES.items() if known == dtype), str(dtype).removeprefix("torch."))
+
+
 def pick_device(name: str) -> torch.device:
     """auto (cuda if there is one, else cpu) or a torch device. Raises UserError for one this machine lacks."""
     if name == "auto":

@@ -6,9 +6,12 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 GRACE = 3.0  # seconds
+LONGEST_REASON = 200  # characters
 # How a door ends where all is not well.
 EXIT_BAD_INPUT = 2
 EXIT_NONFINITE = 3  # the loss became infinite
@@ -17,6 +20,20 @@ EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: interrupted and saved, start
 
 class UserError(Exception):
     """Says in one line what is wrong: the thing, its value, the remedy. Doors print it without a traceback."""
+
+
+def reason(error: object) -> str:
+    """What an error says, in one line that stands in another message; its kind where it says nothing."""
+    return " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
+
+
+@contextmanager
+def valid_json(where: str) -> Iterator[None]:
+    """For what reads a line of a file that a person made; `where` names file and line."""
+    try:
+        yield
+    except ValueError as error:  # not UTF-8 is one too
+        raise UserError(f"{where}: no valid JSON ({error}): mend or remove the line") from error
 
 
 def rank_by_launcher() -> str:

@@ -1,11 +1,17 @@
-"""Files that are never seen half-written, and where those lie that can be made again."""
+"""Files that are never seen half-written, locks on them, and where those lie that can be made again."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from gptstar.errors import UserError
+
+POLL = 0.2  # seconds between two tries to get a lock
 
 
 def cache_folder() -> Path:
@@ -33,3 +39,41 @@ def replace_bytes(path: Path, content: bytes) -> None:
     part = path.with_name(f".{path.name}.part")
     part.write_bytes(content)
     os.replace(part, path)
+
+
+@contextmanager
+def locked(
+    path: Path, patience: float | None = None, busy: Callable[[], object] = lambda: None
+) -> Iterator[int | None]:
+    """A descriptor of the file (made where there is none) or folder, while no other process here holds its lock.
+
+    patience: seconds to wait until it is free, as long as it takes by default; None where it is still taken then.
+    busy: called before waiting. The end of whoever holds it, however it comes, frees it.
+    """
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
+    held = False
+    try:
+        held = _lock(descriptor, patience, busy)
+        yield descriptor if held else None
+    finally:
+        if held:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough where a forked child has it open too
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, patience: float | None, busy: Callable[[], object]) -> bool:
+    began = None
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if began is None:
+                began = time.monotonic()
+                busy()
+        if patience is None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            return True
+        if time.monotonic() - began >= patience:
+            return False
+        time.sleep(POLL)

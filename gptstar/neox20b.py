@@ -27,6 +27,7 @@ from gptstar.model.config import ModelConfig
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.load import load
 from gptstar.progress import progress
+from gptstar.sizes import say_bytes
 
 
 def create_model(
@@ -54,7 +55,7 @@ def create_dummy_model(
     needed, free = sum(p.numel() * p.element_size() for p in model.parameters()), free_memory(place)
     if needed > free:
         raise UserError(
-            f"{config.name} takes {needed / 1e9:.1f} GB in fp16 and {place} has {free / 1e9:.1f} GB free: "
+            f"{config.name} takes {say_bytes(needed)} in fp16 and {place} has {say_bytes(free)} free: "
             "pass a smaller config, such as gptstar.configuration.preset('pythia_1b')"
         )
     model = model.to_empty(device=place)

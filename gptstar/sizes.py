@@ -19,9 +19,9 @@ def parse_bytes(text: str) -> int:
 
 
 def say_bytes(n_byte: float) -> str:
-    """In GiB, or in MiB or bytes where that is little."""
-    if 0 < n_byte < 2**14:
-        return f"{n_byte:.0f} bytes"
+    """In GiB, or in MiB, KiB or bytes where that is little."""
+    if 0 < n_byte < 2**20:
+        return f"{n_byte:.0f} bytes" if n_byte < 2**14 else f"{n_byte / 2**10:.0f} KiB"
     return f"{n_byte / 2**30:.2f} GiB" if n_byte >= 2**27 else f"{n_byte / 2**20:.3g} MiB"
 
 

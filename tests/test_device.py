@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from gptstar.device import autocast, pick_device, pick_precision
+from gptstar.device import autocast, dtype_name, pick_device, pick_precision
 from gptstar.errors import UserError
 
 
@@ -19,6 +19,11 @@ def test_a_device_that_is_not_there_is_named(name):
 def test_precision_on_a_cpu_is_fp32_unless_told():
     assert pick_precision("auto", torch.device("cpu")) == "fp32"
     assert pick_precision("bf16", torch.device("cpu")) == "bf16"
+
+
+def test_a_precision_is_named_as_settings_name_it():
+    names = [dtype_name(dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)]
+    assert names == ["fp32", "bf16", "fp16", "float64"]
 
 
 @pytest.mark.parametrize(

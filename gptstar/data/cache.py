@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
@@ -11,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gptstar.errors import UserError
+from gptstar.files import locked
+from gptstar.sizes import say_bytes
 
 
 def key_of(values: object) -> str:
@@ -31,26 +32,8 @@ def _as_written(values: object) -> object:
 def only_one(path: Path, name: str, say: Callable[[str], object]) -> Iterator[None]:
     """Waits until no other process on this machine works on the same; its end, however it comes, frees it."""
     path.parent.mkdir(exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"another process is preparing {name}: waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(path, busy=lambda: say(f"another process is preparing {name}: waiting for it")):
         yield
-
-
-@contextmanager
-def if_free(path: Path) -> Iterator[bool]:
-    """Whether no other process works on it; then none begins to meanwhile."""
-    path.parent.mkdir(exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
 
 
 @contextmanager
@@ -59,8 +42,8 @@ def disk_errors(cache: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        free = shutil.disk_usage(cache).free / 2**30
+        free = shutil.disk_usage(cache).free
         raise UserError(
-            f"data.cache_dir={cache} cannot be written ({error.strerror or error}; {free:.1f} GiB free): "
+            f"data.cache_dir={cache} cannot be written ({error.strerror or error}; {say_bytes(free)} free): "
             "free some space or choose another folder; what is finished stays, and the same command goes on from there"
         ) from error

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gptstar.data.records import BLOCK_BYTES, Block, Fields, Record, Unreadable, as_date, attempt, decode, missing
-from gptstar.data.sources import Source, reason
+from gptstar.data.sources import Source, root_reason
 from gptstar.errors import UserError
 
 ROWS = 1000  # in a block at most
@@ -47,7 +47,7 @@ def cut_parquet(source: Source, piece: str, fields: Fields | None, start: int) -
                 row += about.num_rows
     except (pa.ArrowException, OSError) as error:
         raise UserError(
-            f"{piece} cannot be read as parquet beyond its row {row} ({reason(error)}): get it anew"
+            f"{piece} cannot be read as parquet beyond its row {row} ({root_reason(error)}): get it anew"
         ) from error
 
 

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from gptstar.errors import UserError
+from gptstar.errors import UserError, reason
 
 CHUNK_BYTES = 1 << 20  # plain files are read, and content handed on, in chunks of this size
 
@@ -91,7 +91,7 @@ def decompress(read: Callable[[int], bytes], suffix: str, name: str) -> Iterator
             try:
                 chunk = unit.decompress(data, CHUNK_BYTES)
             except Exception as error:  # each library raises its own
-                raise _broken(name, suffix, done, " ".join(str(error).split())) from error
+                raise _broken(name, suffix, done, reason(error)) from error
             done += len(chunk)
             if chunk:
                 yield chunk
@@ -105,8 +105,8 @@ def decompress(read: Callable[[int], bytes], suffix: str, name: str) -> Iterator
             data = more.lstrip(b"\0")
 
 
-def _broken(name: str, suffix: str, done: int, reason: str) -> UserError:
-    return UserError(f"{name}: broken {suffix[1:]} compression after {done} bytes of content ({reason}): get it anew")
+def _broken(name: str, suffix: str, done: int, why: str) -> UserError:
+    return UserError(f"{name}: broken {suffix[1:]} compression after {done} bytes of content ({why}): get it anew")
 
 
 class Content:

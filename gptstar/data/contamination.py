@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from gptstar.data.words import hash_ngrams, hash_ngrams_at, hash_words
-from gptstar.errors import UserError
+from gptstar.errors import UserError, reason, valid_json
 
 WORDS = re.compile(r"[^\W_]+")  # what gptstar.data.words takes for words
 PASSAGE = 300  # characters of a passage that are told
@@ -254,10 +254,9 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(_read_text(path).split("\n"), 1):
         if not line.strip():
             continue
-        try:
-            yield number, json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: no valid JSON ({error}): mend or remove the line") from error
+        with valid_json(f"{path}, line {number}"):
+            record = json.loads(line)
+        yield number, record
 
 
 def _read_hub(task: str) -> Iterator[tuple[int, Any]]:
@@ -267,9 +266,8 @@ def _read_hub(task: str) -> Iterator[tuple[int, Any]]:
     try:
         records = datasets.load_dataset(source.dataset, source.subset, split=source.split)
     except Exception as error:
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"evaluation set {task} ({source.dataset}) cannot be had from the hub: {reason}: "
+            f"evaluation set {task} ({source.dataset}) cannot be had from the hub: {reason(error)}: "
             f"connect, or give a folder with {task}.jsonl"
         ) from error
     yield from enumerate(records, 1)

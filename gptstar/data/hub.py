@@ -18,7 +18,7 @@ from typing import Any
 
 from gptstar.data.fingerprint import fingerprint
 from gptstar.data.records import BLOCK_BYTES, Block, Fields
-from gptstar.data.sources import reason
+from gptstar.data.sources import root_reason
 from gptstar.errors import UserError
 
 ROWS = 1000  # in a block at most
@@ -56,7 +56,7 @@ class HubPiece:
                 table = next(stream, None)
             except Exception as error:  # any of the formats' and file systems' own
                 row += held
-                raise UserError(f"{self.name} cannot be read beyond its record {row}: {reason(error)}") from error
+                raise UserError(f"{self.name} cannot be read beyond its record {row}: {root_reason(error)}") from error
             if table is None:
                 break
             tables.append(table)
@@ -89,7 +89,7 @@ class HubSplit:
             dataset = self.builder.as_streaming_dataset(split=self.split)
             names = dataset.column_names or list(next(iter(dataset.take(1)), {}))
         except Exception as error:
-            raise UserError(f"{self.title} cannot be loaded: {reason(error)}") from error
+            raise UserError(f"{self.title} cannot be loaded: {root_reason(error)}") from error
         dataset = dataset.select_columns(columns_of(fields, names, self.title))
         count = dataset.num_shards
         name = "/".join(part for part in (self.dataset, self.subset, self.split) if part)
@@ -116,7 +116,7 @@ def open_hub(dataset: str, subset: str | None, split: str, revision: str | None 
     try:
         return HubSplit(dataset, subset, split, datasets.load_dataset_builder(dataset, subset, revision=revision))
     except Exception as error:
-        raise UserError(f"{_title(dataset, subset, split)} cannot be loaded: {reason(error)}") from error
+        raise UserError(f"{_title(dataset, subset, split)} cannot be loaded: {root_reason(error)}") from error
 
 
 def hub_pieces(dataset: str, subset: str | None, split: str, fields: Fields) -> list[HubPiece]:

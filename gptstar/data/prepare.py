@@ -27,7 +27,7 @@ from rich.console import Console
 
 from gptstar.data.assemble import SPLITS, STATE, Repeats, write_marks, write_removed, write_shards
 from gptstar.data.batches import window_count
-from gptstar.data.cache import disk_errors, if_free, key_of, only_one
+from gptstar.data.cache import disk_errors, key_of, only_one
 from gptstar.data.card import write_card
 from gptstar.data.config import DataConfig
 from gptstar.data.contamination import Contamination, evaluation_texts
@@ -40,7 +40,7 @@ from gptstar.data.tokenise import Tally, tokenise
 from gptstar.data.tokenizer import Tokenizer, TokenizerConfig, first_bytes, load_tokenizer, train_tokenizer
 from gptstar.data.worker import Recipe, cleaner, hash_share
 from gptstar.errors import UserError
-from gptstar.files import replace_text
+from gptstar.files import locked, replace_text
 
 FORMAT = 2  # of the cached folder; a change of meaning gets a new number, and with it a new key
 SMALL = 4_000_000  # bytes of a corpus below which starting processes takes longer than the work
@@ -200,8 +200,9 @@ class _Preparation:
                     self._make(folder, parts, console)
                     made = True
         if not made and parts.is_dir():  # a kill just after the last rename has left them
-            with if_free(lock) as free:
-                if free:
+            lock.parent.mkdir(exist_ok=True)
+            with locked(lock, patience=0) as free:
+                if free is not None:
                     sweep(parts, self._names())
         return open_prepared(folder, cached=not made)[1]
 

@@ -12,7 +12,6 @@ without its name until it is unmapped (Linux), and its disk space with it.
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import json
 import os
@@ -31,7 +30,7 @@ from gptstar.data.shards import SETTLED_NS, Shard, Split, TokenStream, file_chec
 from gptstar.data.transport import advance, within
 from gptstar.errors import UserError
 from gptstar.fetch import RETRY_SECONDS, TIMEOUT_SECONDS, discard, fetch
-from gptstar.files import replace_text
+from gptstar.files import locked, replace_text
 
 MOST_AHEAD = 16  # shards
 SIDE_BYTES = 4096  # what the small files beside a shard take at most
@@ -193,7 +192,7 @@ class ShardCache:
     def _bring(self, file: _File, ahead: bool = False) -> bool:
         """Returns when the file is there. ahead: False where it has no room; not concerned with what others fetch."""
         while True:
-            with self._writing(), _locked(self._lock(file.name), wait=not ahead) as lock:
+            with self._writing(), locked(self._lock(file.name), patience=0 if ahead else None) as lock:
                 if lock is None:
                     return True
                 if self._is_whole(file):
@@ -274,10 +273,10 @@ class ShardCache:
         """
         with self._change:
             ranks = dict.fromkeys((asked.name for asked in self._asked), 1) | dict.fromkeys(self._in_use, 2)
-        with _locked(self.folder / ".room"):
+        with locked(self.folder / ".room"):
             total, waits, can_go = file.cost, False, []
             for name in {path.name.removesuffix(".lock") for path in self.folder.glob("*.lock")} - {file.name}:
-                with _locked(self._lock(name), wait=False) as free:
+                with locked(self._lock(name), patience=0) as free:
                     reserved = 0 if free is not None else _reserved(self._lock(name))
                     size = max(reserved, sum(_stat(path)[0] for path in self._files(name)))
                     total += size
@@ -297,7 +296,7 @@ class ShardCache:
                     f"needs {total:,}: give it more"
                 )
             for name in going:
-                with _locked(self._lock(name), wait=False) as free:
+                with locked(self._lock(name), patience=0) as free:
                     if free is None:  # somebody was faster and may be using it
                         return False
                     for path in self._files(name):
@@ -335,25 +334,6 @@ class ShardCache:
             raise UserError(
                 f"the cache {self.folder} cannot be used ({reason}): make room there or name another folder"
             ) from error
-
-
-@contextmanager
-def _locked(path: Path, wait: bool = True) -> Iterator[int | None]:
-    """The file's descriptor while nobody else holds its lock; None where somebody does and it must not wait."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            held = True
-        except BlockingIOError:
-            held = False
-        try:
-            yield file if held else None
-        finally:
-            if held:
-                fcntl.flock(file, fcntl.LOCK_UN)  # closing is not enough where a forked child has it open too
-    finally:
-        os.close(file)
 
 
 def _reserved(lock: Path) -> int:

@@ -8,7 +8,7 @@ import time
 from pathlib import PurePath
 from typing import Any, BinaryIO
 
-from gptstar.errors import UserError
+from gptstar.errors import UserError, reason
 
 REMOTE_BLOCK_BYTES = 8 << 20  # asked of a server at a time
 TIMEOUT_SECONDS = 60.0  # without a byte from a web server
@@ -48,7 +48,7 @@ def stamp(path: str) -> str:
     except UserError:
         raise
     except Exception as error:  # each file system has its own
-        raise UserError(f"{path} cannot be read: {reason(error)}") from error
+        raise UserError(f"{path} cannot be read: {root_reason(error)}") from error
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
 
 
@@ -96,7 +96,7 @@ class Source:
                 if wait is None:
                     self.check()
                     raise UserError(
-                        f"{self.path} cannot be read beyond its byte {self.position}: {reason(error)}"
+                        f"{self.path} cannot be read beyond its byte {self.position}: {root_reason(error)}"
                     ) from error
                 time.sleep(wait)
         if not data:
@@ -128,15 +128,14 @@ class Source:
         except Exception as error:
             if self.position:
                 raise
-            raise UserError(f"{self.path} cannot be read: {reason(error)}") from error
+            raise UserError(f"{self.path} cannot be read: {root_reason(error)}") from error
 
 
-def reason(error: BaseException) -> str:
+def root_reason(error: BaseException) -> str:
     """What the innermost error says, in one line: the outer ones only say that something was not found."""
     while error.__cause__ is not None:
         error = error.__cause__
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split()) or type(error).__name__
+    return reason(error.strerror if isinstance(error, OSError) and error.strerror else error)
 
 
 def _skip(file: BinaryIO, size: int) -> None:
@@ -156,7 +155,7 @@ def _file_system(path: str) -> tuple[Any, str]:
             options["client_kwargs"] = {"timeout": timeout}
         return fsspec.core.url_to_fs(path, **options)
     except (ImportError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {reason(error)}") from error
+        raise UserError(f"{path} cannot be read: {root_reason(error)}") from error
 
 
 def _find_remote(pattern: str) -> dict[str, str]:
@@ -170,7 +169,7 @@ def _find_remote(pattern: str) -> dict[str, str]:
             return {pattern: stamp(pattern)}
         found = fs.glob(name, detail=True)
     except Exception as error:
-        raise UserError(f"{pattern} cannot be listed: {reason(error)}") from error
+        raise UserError(f"{pattern} cannot be listed: {root_reason(error)}") from error
     files = [path for path, info in sorted(found.items()) if info["type"] == "file"]
     # Asked one by one, as later again: a listing may know less of a file than the file's own answer.
     return {fs.unstrip_protocol(path): _remote_stamp(fs.info(path)) for path in files}

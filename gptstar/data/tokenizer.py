@@ -10,7 +10,7 @@ from pathlib import Path
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from gptstar.errors import UserError
+from gptstar.errors import UserError, reason
 
 
 @dataclass
@@ -100,9 +100,8 @@ def load_tokenizer(source: str, eot_token: str) -> Tokenizer:
     except UserError:
         raise
     except Exception as error:  # the library raises bare Exception
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"tokenizer.source={source!r} is no local tokenizer and could not be had from the hub: {reason}"
+            f"tokenizer.source={source!r} is no local tokenizer and could not be had from the hub: {reason(error)}"
         ) from error
     return Tokenizer(fast, eot_token)
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.device import DTYPES, pick_precision
-from gptstar.errors import UserError
+from gptstar.errors import UserError, reason
 from gptstar.evaluation.budget import token_budget
 from gptstar.evaluation.checkpoint import context_length, load_for_evaluation
 from gptstar.evaluation.held_out import checkpoint_of_run, held_out_losses, open_held_out
@@ -171,8 +171,8 @@ def _note_failure(folder: Path, name: str, error: Exception) -> str:
     path = folder / f"{name.replace('/', '_')}.error.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-    reason = " ".join(str(error).split())[:200]
-    return reason if isinstance(error, UserError) else f"{type(error).__name__}: {reason} (traceback in {path})"
+    said = reason(error)
+    return said if isinstance(error, UserError) else f"{type(error).__name__}: {said} (traceback in {path})"
 
 
 def describe(row: dict) -> str:

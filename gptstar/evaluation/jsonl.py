@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from gptstar.errors import UserError
+from gptstar.errors import UserError, valid_json
 
 
 def check_jsonl(path: Path) -> str:
@@ -29,10 +29,8 @@ def check_jsonl(path: Path) -> str:
 
 
 def _check_line(where: str, line: bytes, fields: set[str] | None) -> set[str]:
-    try:
+    with valid_json(where):
         value = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where}: no valid JSON ({error}): mend or remove the line") from error
     if not isinstance(value, dict):
         raise UserError(f"{where}: a {type(value).__name__} where a JSON object is needed")
     if fields is not None and not fields <= value.keys():

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 import gptstar
-from gptstar.device import DTYPES
+from gptstar.device import dtype_name
 from gptstar.environment import commit, cpu_name
 from gptstar.errors import UserError
 from gptstar.model.config import ModelConfig
@@ -26,7 +26,7 @@ def about(checkpoint: str, model: GPT) -> dict:
         "model": model.config.name,
         "parameters": parameter_count(model.config),
         "training_tokens": _training_tokens(folder),
-        "dtype": quantization_of(model) or next(name for name, dtype in DTYPES.items() if dtype == model.dtype),
+        "dtype": quantization_of(model) or dtype_name(model.dtype),
         "device": model.device.type,
         "gptstar": gptstar.__version__,
         "torch": torch.__version__,

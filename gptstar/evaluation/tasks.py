@@ -20,7 +20,7 @@ import yaml
 from jinja2 import UndefinedError
 from lm_eval.tasks import TaskManager
 
-from gptstar.errors import UserError
+from gptstar.errors import UserError, reason
 from gptstar.evaluation.jsonl import check_jsonl
 
 STOCK = Path(lm_eval.tasks.__file__).parent
@@ -158,15 +158,15 @@ def _load(manager: TaskManager, name: str, data_dir: str | None, num_fewshot: in
     try:
         loaded = manager.load([name])
     except Exception as error:  # tasks are other people's code
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        said = f"{type(error).__name__}: {reason(error)}"
         if data_dir is not None and isinstance(error, KeyError | UndefinedError):
-            raise UserError(f"the documents in {data_dir} lack a field that task {name} reads ({reason})") from error
+            raise UserError(f"the documents in {data_dir} lack a field that task {name} reads ({said})") from error
         if isinstance(error, ConnectionError | FileNotFoundError) and data_dir is None:
             raise UserError(
-                f"the data of task {name} is not in the local cache and the hub cannot be had ({reason}): "
+                f"the data of task {name} is not in the local cache and the hub cannot be had ({said}): "
                 f"connect, or give data_dir=DIR with {name}.jsonl"
             ) from error
-        raise UserError(f"task {name} cannot be loaded ({reason})") from error
+        raise UserError(f"task {name} cannot be loaded ({said})") from error
     for task in loaded["tasks"].values():
         task.set_config("num_fewshot", _shots(task.get_config("num_fewshot"), num_fewshot))
         task.set_fewshot_seed(FEWSHOT_SEED)

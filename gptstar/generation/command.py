@@ -36,6 +36,7 @@ from gptstar.offload.plan import Room
 from gptstar.offload.speed import Speed
 from gptstar.pretrained.load import load
 from gptstar.progress import progress
+from gptstar.sizes import say_bytes
 
 MAX_ROWS = 32  # lines of prompts that are written at a time
 ALWAYS_SAID = ("checkpoint", "prompt", "max_new_tokens", "temperature", "top_p", "seed")
@@ -111,7 +112,7 @@ def _continue_lines(config: SampleConfig, model: GPT, tokenizer: Tokenizer, deco
     if not fits:
         raise UserError(
             f"prompts={config.prompts}: the longest line needs {capacity} tokens with its continuation, and "
-            f"{a_row / 2**30:.1f} GiB for them: lower its max_new_tokens"
+            f"{say_bytes(a_row)} for them: lower its max_new_tokens"
         )
     engine = Engine(model, tokenizer, max_rows=min(MAX_ROWS, total, fits), capacity=capacity, decoder=decoder)
     numbers = submit_many(engine, requests)

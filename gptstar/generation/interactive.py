@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 import yaml
 
-from gptstar.errors import UserError
+from gptstar.errors import UserError, reason
 from gptstar.generation.engine import Engine
 from gptstar.generation.settings import SamplingSettings
 
@@ -73,6 +73,5 @@ def _changed(settings: SamplingSettings, assignment: str, vocab_size: int) -> Sa
         changed = replace(settings, **{key: parsed})
         changed.check(vocab_size)
     except (ValueError, TypeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"/set {assignment}: that is no value for {key} ({reason})") from error
+        raise UserError(f"/set {assignment}: that is no value for {key} ({reason(error)})") from error
     return changed

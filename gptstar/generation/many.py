@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from gptstar.errors import UserError
+from gptstar.errors import UserError, valid_json
 from gptstar.generation.engine import Engine
 from gptstar.generation.generate import Generation
 from gptstar.generation.settings import SamplingSettings
@@ -41,11 +41,9 @@ def read_requests(path: Path, common: SamplingSettings, vocab_size: int) -> list
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        try:
+        with valid_json(where):
             values = json.loads(line)
             json.dumps(values, ensure_ascii=False).encode()  # half of a character cannot be written
-        except ValueError as error:  # not UTF-8 is one too
-            raise UserError(f"{where}: no valid JSON ({error}): mend or remove the line") from error
         if not isinstance(values, dict) or not isinstance(values.get("prompt"), str) or not values["prompt"]:
             raise UserError(f'{where}: "prompt" is missing, empty or no text')
         wish = replace(common, **{key: value for key, value in values.items() if key in SETTINGS})

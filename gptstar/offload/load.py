@@ -17,7 +17,7 @@ from torch import nn
 
 from gptstar.allocator import give_back_memory
 from gptstar.data.tokenizer import Tokenizer
-from gptstar.device import free_memory
+from gptstar.device import dtype_name, free_memory
 from gptstar.errors import UserError
 from gptstar.model.choices import BLOCKS
 from gptstar.model.config import ModelConfig
@@ -124,8 +124,8 @@ def load_within(
         else:
             fits = needed <= gpu and (memory is None or memory_in_use() + needed <= memory)
         if fits:
-            name = str(computed).removeprefix("torch.")
-            say(f"memory_budget={limits.memory or limits.gpu}: all of it fits in {name}, {say_bytes(needed)}")
+            takes = f"{dtype_name(computed)}, {say_bytes(needed)}"
+            say(f"memory_budget={limits.memory or limits.gpu}: all of it fits in {takes}")
             return load(source, device, computed)
     made = load_under_budget(source, memory, kept, wanted, True, say, device, gpu, limits.quantized_dir, track)
     return made.model, made.tokenizer
@@ -210,7 +210,7 @@ def check_dtype(device: torch.device, dtype: torch.dtype | str | None) -> None:
     """Raises UserError for arithmetic that there is not."""
     if device.type == "cpu" and isinstance(dtype, torch.dtype) and dtype != torch.float32:
         raise UserError(
-            f"dtype={str(dtype).removeprefix('torch.')} under a memory_budget on a CPU: weights stay as they are saved "
+            f"dtype={dtype_name(dtype)} under a memory_budget on a CPU: weights stay as they are saved "
             "and products are in fp32, so leave dtype out (or int8, int4)"
         )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gptstar.errors import UserError
+from gptstar.errors import UserError, reason
 from gptstar.pretrained.stored import SAFE_DTYPES
 
 # Integers are quantised weights of ours, and masks that old files carry.
@@ -63,7 +63,7 @@ def in_safetensors(path: Path) -> dict[str, Place]:
                 raise UserError(f"{path.name}: {name} has {last - first} bytes and its shape {place.n_byte}: damaged")
             places[name] = place
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path.name} cannot be read ({' '.join(str(error).split())[:200]})") from error
+        raise UserError(f"{path.name} cannot be read ({reason(error)})") from error
     return _whole(path, size, places)
 
 
@@ -73,7 +73,7 @@ def in_pickle(path: Path) -> dict[str, Place]:
         size = path.stat().st_size
         content = torch.load(path, map_location="meta", weights_only=True)
     except Exception as error:  # an unpickler stumbles over a strange file in any way there is
-        raise UserError(f"{path.name} cannot be read ({' '.join(str(error).split())[:200]})") from error
+        raise UserError(f"{path.name} cannot be read ({reason(error)})") from error
     places = {}
     for name, tensor in content.items() if isinstance(content, dict) else ():
         if not isinstance(tensor, Tensor):

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from gptstar.data.tokenizer import Tokenizer
-from gptstar.errors import UserError
+from gptstar.errors import UserError, reason
 from gptstar.model.config import ModelConfig
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.empty import pick_dtype
@@ -110,8 +110,7 @@ def _download(name: str) -> Path:
                 break
         return folder
     except Exception as error:
-        reason = " ".join(str(error).split())[:100]
         raise UserError(
             f"{name} is neither a folder here (from {Path.cwd()}) nor could it be had from the Hugging Face hub: check "
-            f"the path or name ({reason})"
+            f"the path or name ({reason(error)})"
         ) from error

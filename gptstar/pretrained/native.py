@@ -21,7 +21,7 @@ import torch
 import yaml
 
 from gptstar.data.tokenizer import Tokenizer, load_tokenizer
-from gptstar.errors import UserError
+from gptstar.errors import UserError, reason
 from gptstar.ideas import check_model, keep_with
 from gptstar.model.config import ModelConfig
 from gptstar.model.transformer import GPT
@@ -109,8 +109,7 @@ def _put_together(folder: Path) -> Stored:
     try:
         read_shards(folder, model)
     except DAMAGE as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder}: {reason}: the checkpoint is damaged, use another one") from error
+        raise UserError(f"{folder}: {reason(error)}: the checkpoint is damaged, use another one") from error
     return in_memory(model.state_dict())
 
 

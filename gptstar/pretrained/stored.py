@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gptstar.errors import UserError
+from gptstar.errors import UserError, reason
 
 Stored = dict[str, Callable[[], Tensor]]  # {name: reads the tensor}
 SAFE_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -27,7 +27,7 @@ def open_safetensors(path: Path) -> Stored:
         with safe_open(path, framework="pt") as file:
             return {name: InSafetensors(path, name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path.name} cannot be read ({' '.join(str(error).split())[:200]})") from error
+        raise UserError(f"{path.name} cannot be read ({reason(error)})") from error
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def read_pickle(path: Path) -> dict:
                 raise
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # an unpickler stumbles over a strange file in any way there is
-        raise UserError(f"{path.name} cannot be read ({' '.join(str(error).split())[:200]})") from error
+        raise UserError(f"{path.name} cannot be read ({reason(error)})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path.name} holds no state dict")
     return content

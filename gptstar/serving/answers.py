@@ -19,6 +19,17 @@ from gptstar.serving.worker import Busy, Closed
 T = TypeVar("T")
 
 MOST_SAID = 300  # characters of a reason: what was sent is not sent back whole
+SAID: dict[int | str, str] = {  # of each status, in the OpenAPI description
+    401: "no valid API key",
+    404: "there is no such thing here",
+    408: "the body did not arrive in time",
+    413: "the body is too large",
+    422: "something in the request cannot be",
+    429: "too many requests: Retry-After says when to come again",
+    500: "a mistake of the server",
+    503: "a model is not ready, or the server ends",
+    504: "not answered in time",
+}
 
 
 class Refusal(BaseModel):
@@ -111,15 +122,4 @@ def short(text: str, length: int = MOST_SAID) -> str:
 
 def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """For the OpenAPI description of a route."""
-    said = {
-        401: "no valid API key",
-        404: "there is no such thing here",
-        408: "the body did not arrive in time",
-        413: "the body is too large",
-        422: "something in the request cannot be",
-        429: "too many requests: Retry-After says when to come again",
-        500: "a mistake of the server",
-        503: "a model is not ready, or the server ends",
-        504: "not answered in time",
-    }
-    return {status: {"model": Refusal, "description": said[status]} for status in statuses}
+    return {status: {"model": Refusal, "description": SAID[status]} for status in statuses}

@@ -10,6 +10,7 @@ import numpy as np
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from gptstar.device import dtype_name
 from gptstar.lab.reading.metrics import is_run, metric_rows
 from gptstar.lab.reading.series import curves
 from gptstar.model.config import ModelConfig
@@ -120,7 +121,7 @@ def _unready(served: Served) -> Card:
 def _card(served: Served) -> Card:
     model = served.model
     card = _unready(served)
-    card.dtype = served.settings.dtype or str(model.dtype).removeprefix("torch.")
+    card.dtype = served.settings.dtype or dtype_name(model.dtype)
     card.device = str(model.device)
     card.most_tokens = served.worker.engine.capacity
     card.architecture = _architecture(model.config, model.longest)

@@ -15,7 +15,7 @@ from typing import Literal, TypeVar
 import torch
 
 from gptstar.data.tokenizer import Tokenizer
-from gptstar.device import DTYPES, free_memory, pick_device
+from gptstar.device import dtype_name, free_memory, pick_device
 from gptstar.errors import UserError
 from gptstar.generation.continuation import TooLong
 from gptstar.generation.decoding import Decoder
@@ -35,6 +35,7 @@ from gptstar.serving.names import Source, resolve
 from gptstar.serving.records import current
 from gptstar.serving.settings import ServerSettings
 from gptstar.serving.worker import FAILED, Job, Worker
+from gptstar.sizes import say_bytes
 
 BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.1, "int4": 0.65}  # a weight, scales included
 CUT_SLACK = 64  # tokens: where a text is cut the first ones may differ from those of the whole
@@ -120,7 +121,7 @@ class Served:
             self._worker = Worker(engine, self.settings.max_queue, lambda job, how: self.finished(job, how))
             self.progress, self.state = 1.0, "ready"
             rows = f"{engine.max_rows} rows of {engine.capacity} tokens"
-            log.info("%s: ready, %.1f GB on %s, %s", self.name, self.held / 1e9, engine.device, rows)
+            log.info("%s: ready, %s on %s, %s", self.name, say_bytes(self.held), engine.device, rows)
         except Exception as error:
             told = isinstance(error, UserError)
             self.error = str(error) if told else f"{type(error).__name__}: {error}"
@@ -322,9 +323,9 @@ def check_budget(source: Source, dtype: str | None, budget: float, device: torch
     if device.type in ("cpu", "cuda") and _least(source, dtype, device) <= budget:
         return False
     fits = [other for other in ("bf16", "int8", "int4") if needed_bytes(source, other) <= budget]
-    remedy = f"DTYPE={fits[0]} takes {_amount(needed_bytes(source, fits[0]))}" if fits else "no DTYPE makes it fit"
-    takes = f"{source.name} takes {_amount(needed_bytes(source, dtype))} in {_kind(source, dtype)}"
-    raise UserError(f"{takes}, and there are {_amount(budget)} of {_budget_name(device)}: {remedy}")
+    remedy = f"DTYPE={fits[0]} takes {say_bytes(needed_bytes(source, fits[0]))}" if fits else "no DTYPE makes it fit"
+    takes = f"{source.name} takes {say_bytes(needed_bytes(source, dtype))} in {_kind(source, dtype)}"
+    raise UserError(f"{takes}, and there are {say_bytes(budget)} of {_budget_name(device)}: {remedy}")
 
 
 def _budget_name(device: torch.device) -> str:
@@ -337,7 +338,8 @@ def needed_bytes(source: Source, dtype: str | None) -> float:
 
 
 def _kind(source: Source, dtype: str | None) -> str:
-    return dtype or next((name for name, saved in DTYPES.items() if saved == saved_dtype(source.source)), "fp32")
+    kind = dtype or dtype_name(saved_dtype(source.source))
+    return kind if kind in BYTES else "fp32"
 
 
 def _least(source: Source, dtype: str | None, device: torch.device) -> float:
@@ -363,10 +365,6 @@ def _room(n_row: int, capacity: int) -> Room:
     return Room(n_row * capacity, READ_AT_ONCE, READ_AT_ONCE, capacity)
 
 
-def _amount(n_byte: float) -> str:
-    return f"{n_byte / 1e9:.1f} GB" if n_byte >= 1e9 else f"{n_byte / 1e6:.3g} MB"
-
-
 def held_bytes(model: GPT) -> int:
     """Of weights and buffers."""
     layers = layers_of(model)
@@ -379,8 +377,8 @@ def rows_that_fit(model: GPT, capacity: int, left: float, wanted: int) -> int:
     row = _row_bytes(model, capacity)
     if row > left:
         raise UserError(
-            f"weights leave {_amount(max(left, 0))}, and the cache of one sequence of {capacity} tokens takes "
-            f"{_amount(row)}: raise {_budget_name(model.device)}, or set DTYPE=int8"
+            f"weights leave {say_bytes(max(left, 0))}, and the cache of one sequence of {capacity} tokens takes "
+            f"{say_bytes(row)}: raise {_budget_name(model.device)}, or set DTYPE=int8"
         )
     return max(1, min(wanted, int(left // row)))
 

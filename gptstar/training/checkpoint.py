@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
 from gptstar.data.tokenizer import Tokenizer, load_tokenizer
-from gptstar.errors import UserError
+from gptstar.errors import UserError, reason
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.empty import empty_model
 from gptstar.pretrained.native import (
@@ -130,8 +130,7 @@ class Checkpoints:
                 raise
             if self.world.main:
                 shutil.rmtree(_work(final), ignore_errors=True)
-            reason = " ".join(str(error).split())[:200]
-            what = f"checkpoint {final} cannot be written ({reason})"
+            what = f"checkpoint {final} cannot be written ({reason(error)})"
             raise UserError(f"{what}: older checkpoints are untouched") from error
 
 
@@ -153,8 +152,9 @@ def restore_checkpoint(folder: Path, state: TrainState, group: dist.ProcessGroup
             _read_shards(folder, state, group)
         state.restore(counters, torch.load(training / "state.pt", map_location="cpu", weights_only=True))
     except DAMAGE as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"resume={folder}: training/ is damaged ({reason}): resume an older checkpoint") from error
+        raise UserError(
+            f"resume={folder}: training/ is damaged ({reason(error)}): resume an older checkpoint"
+        ) from error
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlparse
 
-from gptstar.errors import UserError
+from gptstar.errors import UserError, reason
 from gptstar.files import replace_text
 from gptstar.training.config import LoggerConfig
 
@@ -106,8 +106,7 @@ class _Wandb:
                 mode="online" if mode == "online" else "offline",
             )
         except wandb.Error as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"logger=wandb could not start ({reason}): try logger.mode=offline") from error
+            raise UserError(f"logger=wandb could not start ({reason(error)}): try logger.mode=offline") from error
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
         self.run.log(dict(values), step=step)

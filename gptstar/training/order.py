@@ -14,6 +14,7 @@ from gptstar.data.mixture import History, Mixture, Source, epochs_from_weights
 from gptstar.data.packing import Batch, BestFit, Concatenated, Packing, shorten
 from gptstar.data.prepare import Prepared, PreparedCorpus
 from gptstar.errors import UserError
+from gptstar.sizes import say_bytes
 from gptstar.training.config import TrainerConfig, batch_sizes, sequence_lengths
 
 
@@ -127,7 +128,7 @@ def check_cache(name: str, corpus: PreparedCorpus, data: DataConfig) -> None:
     if corpus.n_byte is not None and n_byte > corpus.n_byte:
         raise UserError(
             f"{name}: {n_together} shards are read together (data.shuffle_shards={data.shuffle_shards}), which take "
-            f"{n_byte / 2**30:.3g} GiB, and data.cache_gib={data.cache_gib} leaves it {corpus.n_byte / 2**30:.3g}: "
+            f"{say_bytes(n_byte)}, and data.cache_gib={data.cache_gib} leaves it {say_bytes(corpus.n_byte)}: "
             "raise it, or set data.shuffle_shards lower (0 is all of them)"
         )
 

@@ -10,12 +10,9 @@ checkpoints/       step-N folders; loss.png  the curve
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import shutil
-import time
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, fields
@@ -26,10 +23,11 @@ import yaml
 from gptstar.data.corpora import CorpusConfig
 from gptstar.data.prepare import Prepared
 from gptstar.errors import UserError
-from gptstar.files import replace_text
+from gptstar.files import locked, replace_text
 from gptstar.ideas import keep_copies
 from gptstar.model.describe import flops_per_token, parameter_count
 from gptstar.pretrained.native import find_checkpoint, find_run, list_checkpoints, read_run_config
+from gptstar.sizes import say_bytes
 from gptstar.training.config import TrainConfig
 
 PATIENCE = 30.0  # seconds that a run folder may take to become free
@@ -105,24 +103,15 @@ def hold(run: Path, held: ExitStack) -> None:
     One that is just saving itself is waited for. Raises UserError where the folder stays taken; a folder that is not
     there, or a disk that knows no locks, is nobody's.
     """
+    folder = run.expanduser()
     try:
-        folder = os.open(run.expanduser(), os.O_RDONLY)
+        if not folder.is_dir():
+            return
+        lock = held.enter_context(locked(folder, PATIENCE))
     except OSError:
         return
-    held.callback(os.close, folder)
-    end = time.monotonic() + PATIENCE
-    while True:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > end:
-                raise UserError(
-                    f"run_dir={run} is being trained by another process: wait for it, or choose another run_dir"
-                ) from None
-            time.sleep(0.2)
-        except OSError:
-            return
+    if lock is None:
+        raise UserError(f"run_dir={run} is being trained by another process: wait for it, or choose another run_dir")
 
 
 def write_facts(run: Path, config: TrainConfig, data: Prepared) -> None:
@@ -152,7 +141,7 @@ def check_room(run_dir: str, n_byte: int) -> None:
     free = shutil.disk_usage(place).free
     if free < n_byte:
         raise UserError(
-            f"run_dir={run_dir} has {free / 2**30:.1f} GiB free and a checkpoint takes {n_byte / 2**30:.1f}: "
+            f"run_dir={run_dir} has {say_bytes(free)} free and a checkpoint takes {say_bytes(n_byte)}: "
             "free some, or choose another one"
         )
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from gptstar.device import pick_device
-from gptstar.errors import UserError
+from gptstar.errors import UserError, reason
 
 T = TypeVar("T")
 PARALLEL = ("auto", "none", "ddp", "fsdp")
@@ -174,8 +174,7 @@ def open_world(parallel: str, device: str, timeout: float, n_tensor: int = 1) ->
         yield World(place, kind, rank, size, dist.new_group(backend="gloo", timeout=PATIENCE), n_tensor, limit)
     except RuntimeError as error:  # torch's own DistErrors are RuntimeErrors too
         if lost(error):
-            reason = " ".join(str(error).split())[:160]
-            what = f"rank {rank} of {size} lost another one, or waited {timeout:g} s for it ({reason})"
+            what = f"rank {rank} of {size} lost another one, or waited {timeout:g} s for it ({reason(error)})"
             raise LostRank(f"{what}: resume the run, or start torchrun with --max-restarts") from error
         raise
     dist.destroy_process_group()  # not after an error: it may wait for processes that are gone

@@ -29,6 +29,7 @@ from gptstar.data import remote as remote_module
 from gptstar.data.remote import ShardCache
 from gptstar.data.shards import Split, TokenStream
 from gptstar.errors import UserError
+from gptstar.files import locked
 from support import write_split
 
 Usage = namedtuple("Usage", "total used free")
@@ -558,7 +559,7 @@ def test_whatever_happens_the_tokens_are_true_and_the_folder_is_small(make, corp
 
     def watch() -> None:
         while not over.wait(0.001):
-            with remote_module._locked(caches[0].folder / ".room"):  # nothing may go while it is counted
+            with locked(caches[0].folder / ".room"):  # nothing may go while it is counted
                 sizes.append(size(caches[0].folder))
 
     def read(number: int) -> int:

@@ -96,7 +96,8 @@ def test_two_models_are_told_apart(settings, folder, tmp_path):
 def test_memory_that_does_not_do_is_refused_with_what_would(folder, tmp_path, tokenizer):
     source = resolve(str(folder))
     n = parameter_count(load_config(folder))
-    with pytest.raises(UserError, match=r"tiny takes .* MB in fp32, and there are .* MB of MEMORY_BUDGET: DTYPE=bf16"):
+    said = r"tiny takes .* KiB in fp32, and there are .* KiB of MEMORY_BUDGET: DTYPE=bf16"
+    with pytest.raises(UserError, match=said):
         check_budget(source, None, 3 * n)
     with pytest.raises(UserError, match="no DTYPE makes it fit"):
         check_budget(source, None, 1000)

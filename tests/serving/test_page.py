@@ -103,7 +103,7 @@ def test_cards_say_what_the_models_are(client):
     assert made["drawing"] == drawing(model.config)
     assert (made["layers"], made["width"], made["heads"], made["head_width"]) == (2, 32, 4, 8)
     assert (made["context"], made["longest"], made["vocabulary"]) == (CONTEXT, CONTEXT, model.config.vocab_size)
-    assert (first["dtype"], first["device"], first["most_tokens"]) == ("float32", "cpu", CONTEXT)
+    assert (first["dtype"], first["device"], first["most_tokens"]) == ("fp32", "cpu", CONTEXT)
     assert first["training"] is None  # nobody knows how it was trained
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from gptstar.errors import UserError
+from gptstar.errors import UserError, reason
 
 STUDY_FILE = "study.yaml"
 
@@ -65,7 +65,6 @@ def read_study(folder: Path) -> dict:
         variants = {str(name): dict(one) for name, one in (values.get("variants") or {}).items()}
         return {**values, "runs": runs, "variants": variants}
     except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{path} cannot be read ({reason}): mend it, or take it away to group runs by configuration"
+            f"{path} cannot be read ({reason(error)}): mend it, or take it away to group runs by configuration"
         ) from error

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from gptstar.errors import UserError
+from gptstar.errors import UserError, reason
 from gptstar.lab.reading.description import read_study
 from gptstar.lab.reading.metrics import metric_rows
 from gptstar.lab.reading.runs import HeldOut, Run
@@ -74,7 +74,7 @@ def _config(run: Path, problems: list[str]) -> dict:
     try:
         return read_run_config(run)
     except UserError as error:
-        problems.append("config.yaml cannot be read: " + " ".join(str(error).split())[:200])
+        problems.append(f"config.yaml cannot be read: {reason(error)}")
         return {}
 
 

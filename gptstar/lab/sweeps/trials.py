@@ -13,7 +13,6 @@ shorter training. The price: losses in the middle of a schedule are no final los
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shlex
@@ -32,6 +31,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import TrialState
 
 from gptstar.errors import EXIT_BAD_INPUT, EXIT_NONFINITE, UserError
+from gptstar.files import locked
 from gptstar.lab.sweeps.launcher import end_with_parent
 from gptstar.lab.sweeps.space import Between, Choice
 from gptstar.training.interrupt import Interrupt
@@ -97,7 +97,12 @@ class Search:
         UserError where the very first trial is refused by what trains, and where another search is at work here.
         """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        with _alone(self.folder) as lock, Interrupt() as interrupt:
+        # The trial of a search that was killed may still save itself, and hold the lock until it has.
+        with locked(self.folder / ".lock", GRACE) as lock, Interrupt() as interrupt:
+            if lock is None:
+                raise UserError(
+                    f"run_dir={self.folder}: another search is at work there: wait for it, or choose another run_dir"
+                )
             study = self._study()
             began = time.monotonic()
             while interrupt.requested is None:
@@ -279,24 +284,6 @@ class _Alone(JournalFileOpenLock):
 
     def release(self) -> None:
         pass
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[int]:
-    """The descriptor of a lock that this search and its trials hold."""
-    with (folder / ".lock").open("w") as file:
-        began = time.monotonic()
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() - began > GRACE:  # the trial of a search that was killed may still save itself
-                    raise UserError(
-                        f"run_dir={folder}: another search is at work there: wait for it, or choose another run_dir"
-                    ) from None
-                time.sleep(0.2)
-        yield file.fileno()
 
 
 @contextmanager

@@ -15,18 +15,15 @@ The model goes on until it would write the next "User:" itself. White space at t
 from __future__ import annotations
 
 import asyncio
-import time
-import uuid
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 
-import gptstar
 from gptstar.serving.asked import Body, Text
 from gptstar.serving.openai.errors import Refused, refusals
-from gptstar.serving.openai.flow import Run, Usage, answer_in_pieces, answer_whole, refusing_what_is_too_long
+from gptstar.serving.openai.flow import Run, Usage, answer_in_pieces, answer_whole, frame_of, refusing_what_is_too_long
 from gptstar.serving.openai.models import pick
 from gptstar.serving.openai.sampling import MOST_LOGPROBS, Sampling, Whole, one_of
 from gptstar.serving.openai.writing import Piece, Said, Spelling
@@ -203,52 +200,40 @@ async def chat(request: Request, wanted: ChatRequest) -> Response:
     settings = wanted.settings(server, tokenizer, max_tokens, n, logprobs, [STOP, *wanted.stops])
     run = await Run.start(served, [tokens], settings, "messages", tell_tokens=logprobs is not None)
     spelling = Spelling(tokenizer) if logprobs is not None else None
-    frame = {
-        "id": f"chatcmpl-{uuid.uuid4().hex}",
-        "object": "chat.completion.chunk" if wanted.stream else "chat.completion",
-        "created": int(time.time()),
-        "model": served.name,
-        "system_fingerprint": f"gptstar-{gptstar.__version__}",
-    }
+    frame = frame_of(served, "chatcmpl", "chat.completion.chunk" if wanted.stream else "chat.completion")
 
-    def body(whole: list[Piece]) -> dict[str, Any]:
-        choices = [
+    def whole(pieces: list[Piece]) -> list[dict[str, Any]]:
+        return [
             {
                 "index": i,
                 "message": {"role": "assistant", "content": piece.text.lstrip(), "refusal": None},
                 "logprobs": _logprobs(piece.said, spelling),
                 "finish_reason": piece.finish_reason,
             }
-            for i, piece in enumerate(whole)
+            for i, piece in enumerate(pieces)
         ]
-        return {**frame, "choices": choices, "usage": run.usage}
 
     if not wanted.stream:
-        return await answer_whole(request, run, body)
-    usage: dict[str, Any] = {"usage": None} if wanted.include_usage else {}
+        return await answer_whole(request, run, frame, whole)
     begun: set[int] = set()  # who has said more than white space
     met: set[int] = set()
 
-    def chunk(number: int, delta: dict[str, Any], logprobs: Any = None, reason: str | None = None) -> dict[str, Any]:
-        choice = {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
-        return {**frame, "choices": [choice], **usage}
+    def choice(number: int, delta: dict[str, Any], logprobs: Any = None, reason: str | None = None) -> dict[str, Any]:
+        return {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
 
-    def chunks(number: int, piece: Piece) -> list[dict[str, Any]]:
-        made = [] if number in met else [chunk(number, {"role": "assistant", "content": "", "refusal": None})]
+    def choices(number: int, piece: Piece) -> list[dict[str, Any]]:
+        made = [] if number in met else [choice(number, {"role": "assistant", "content": "", "refusal": None})]
         met.add(number)
         text = piece.text if number in begun else piece.text.lstrip()
         if text:
             begun.add(number)
         if text or piece.said:
-            made.append(chunk(number, {"content": text}, _logprobs(piece.said, spelling)))
+            made.append(choice(number, {"content": text}, _logprobs(piece.said, spelling)))
         if piece.finish_reason:
-            made.append(chunk(number, {}, reason=piece.finish_reason))
+            made.append(choice(number, {}, reason=piece.finish_reason))
         return made
 
-    def last() -> list[dict[str, Any]]:
-        return [{**frame, "choices": [], "usage": run.usage}] if wanted.include_usage else []
-
-    return await answer_in_pieces(request, run, chunks, last)
+    return await answer_in_pieces(request, run, frame, choices, wanted.include_usage)
 
 
 def written_down(messages: list[Message]) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
-import uuid
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -12,12 +10,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
-import gptstar
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.serving.asked import Text
-from gptstar.serving.models import Served
 from gptstar.serving.openai.errors import Refused, refusals
-from gptstar.serving.openai.flow import Run, Usage, answer_in_pieces, answer_whole, refusing_what_is_too_long
+from gptstar.serving.openai.flow import Run, Usage, answer_in_pieces, answer_whole, frame_of, refusing_what_is_too_long
 from gptstar.serving.openai.models import pick
 from gptstar.serving.openai.sampling import MOST_LOGPROBS, Sampling, Whole, one_of
 from gptstar.serving.openai.writing import Piece, Said, Spelling
@@ -126,24 +122,19 @@ async def completions(request: Request, wanted: CompletionRequest) -> Response:
             texts = [p if isinstance(p, list) else served.end_of(p, most, max_tokens) for p in prompts]
         prompts = await asyncio.to_thread(lambda: [p if isinstance(p, list) else tokenizer.encode(p) for p in texts])
     run = await Run.start(served, prompts, settings, "prompt", echo, tell_tokens)
-    frame = _frame(served)
+    frame = frame_of(served, "cmpl", "text_completion")
     spelling = Spelling(tokenizer) if tell_tokens else None
 
-    def body(whole: list[Piece]) -> dict[str, Any]:
-        chosen = _best(run, whole, best_of, n)
-        return {**frame, "choices": [_choice(i, p, spelling) for i, p in enumerate(chosen)], "usage": run.usage}
+    def whole(pieces: list[Piece]) -> list[dict[str, Any]]:
+        return [_choice(i, piece, spelling) for i, piece in enumerate(_best(run, pieces, best_of, n))]
 
     if not wanted.stream:
-        return await answer_whole(request, run, body)
-    usage: dict[str, Any] = {"usage": None} if wanted.include_usage else {}
+        return await answer_whole(request, run, frame, whole)
 
-    def chunks(number: int, piece: Piece) -> list[dict[str, Any]]:
-        return [{**frame, "choices": [_choice(number, piece, spelling)], **usage}] if piece else []
+    def choices(number: int, piece: Piece) -> list[dict[str, Any]]:
+        return [_choice(number, piece, spelling)] if piece else []
 
-    def last() -> list[dict[str, Any]]:
-        return [{**frame, "choices": [], "usage": run.usage}] if wanted.include_usage else []
-
-    return await answer_in_pieces(request, run, chunks, last)
+    return await answer_in_pieces(request, run, frame, choices, wanted.include_usage)
 
 
 def _check(wanted: CompletionRequest, max_tokens: int, n: int, best_of: int) -> None:
@@ -176,16 +167,6 @@ def _best(run: Run, whole: list[Piece], best_of: int, n: int) -> list[Piece]:
         ranked = sorted(numbers, key=lambda i: run.writings[i].mean_logprob, reverse=True)
         chosen += [whole[i] for i in ranked[:n]]
     return chosen
-
-
-def _frame(served: Served) -> dict[str, Any]:
-    return {
-        "id": f"cmpl-{uuid.uuid4().hex}",
-        "object": "text_completion",
-        "created": int(time.time()),
-        "model": served.name,
-        "system_fingerprint": f"gptstar-{gptstar.__version__}",
-    }
 
 
 def _choice(index: int, piece: Piece, spelling: Spelling | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from gptstar.errors import UserError
-from gptstar.serving.answers import short, status_of
+from gptstar.serving.answers import SAID, short, status_of
 
 PREFIX = "/v1/"  # paths whose refusals look like this
 CODES = {401: "invalid_api_key", 413: "request_too_large", 429: "rate_limit_exceeded", 504: "timeout"}
@@ -83,16 +83,6 @@ def _first_fault(error: RequestValidationError) -> tuple[str, str | None]:
 
 def refusals(*more: int) -> dict[int | str, dict[str, Any]]:
     """For the OpenAPI description of a route."""
-    said = {
-        400: "something in the request cannot be",
-        401: "no valid API key",
-        404: "no such model",
-        413: "the body is too large",
-        429: "too many requests: Retry-After says when to come again",
-        500: "a mistake of the server",
-        503: "the model is not ready, or the server ends",
-        504: "not answered in time",
-        "4XX": "something in the request cannot be",
-    }
+    said = SAID | {404: "no such model", "4XX": SAID[422]}
     statuses: tuple[int | str, ...] = (401, 429, 500, *more, "4XX")
     return {status: {"model": Failure, "description": said[status]} for status in statuses}

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import json
 import logging
+import time
+import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,6 +16,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.types import Receive, Scope, Send
 
+import gptstar
 from gptstar.generation.continuation import TooLong
 from gptstar.generation.engine import Event
 from gptstar.generation.logprobs import TokenLogprob
@@ -158,13 +161,26 @@ async def _merged(jobs: list[Job]) -> AsyncGenerator[tuple[int, Event], None]:
             task.cancel()
 
 
-async def answer_whole(request: Request, run: Run, body: Callable[[list[Piece]], dict[str, Any]]) -> JSONResponse:
-    """Waits for all of it. `body` and the JSON, which may be long, are made in a thread."""
+def frame_of(served: Served, prefix: str, kind: str) -> dict[str, Any]:
+    """What every object of one answer begins with."""
+    return {
+        "id": f"{prefix}-{uuid.uuid4().hex}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": served.name,
+        "system_fingerprint": f"gptstar-{gptstar.__version__}",
+    }
+
+
+async def answer_whole(
+    request: Request, run: Run, frame: dict[str, Any], choices: Callable[[list[Piece]], list[dict[str, Any]]]
+) -> JSONResponse:
+    """Waits for all of it. `choices` and the JSON, which may be long, are made in a thread."""
     try:
         whole = await unless_gone(request, run.all(), run.seconds)
     finally:
         run.cancel()
-    return await asyncio.to_thread(lambda: JSONResponse(body(whole)))
+    return await asyncio.to_thread(lambda: JSONResponse({**frame, "choices": choices(whole), "usage": run.usage}))
 
 
 class EventStream(StreamingResponse):
@@ -187,12 +203,13 @@ class EventStream(StreamingResponse):
 async def answer_in_pieces(
     request: Request,
     run: Run,
-    chunks: Callable[[int, Piece], list[dict[str, Any]]],
-    last: Callable[[], list[dict[str, Any]]],
+    frame: dict[str, Any],
+    choices: Callable[[int, Piece], list[dict[str, Any]]],
+    tell_usage: bool,
 ) -> EventStream:
     """Begins once there is something to say: what goes wrong before that has a status of its own.
 
-    chunks: what is said of a sequence's piece. last: what is said in the end.
+    choices: what is said of a sequence's piece, an event each. tell_usage: it comes in the end.
     """
     pieces = run.pieces()
     try:
@@ -201,15 +218,17 @@ async def answer_in_pieces(
         run.cancel()
         raise
 
+    no_usage = {"usage": None} if tell_usage else {}  # yet
+
     async def events() -> AsyncGenerator[str, None]:
         try:
-            for chunk in chunks(*first):
-                yield sent(chunk)
+            for choice in choices(*first):
+                yield sent({**frame, "choices": [choice], **no_usage})
             async for number, piece in pieces:
-                for chunk in chunks(number, piece):
-                    yield sent(chunk)
-            for chunk in last():
-                yield sent(chunk)
+                for choice in choices(number, piece):
+                    yield sent({**frame, "choices": [choice], **no_usage})
+            if tell_usage:
+                yield sent({**frame, "choices": [], "usage": run.usage})
             yield "data: [DONE]\n\n"
         except Exception as error:
             status, body, _ = described(error)
