@@ -21,9 +21,10 @@ TILE = 2**21  # numbers of a matrix that are made at a time: 8 MB, about a cache
 
 
 def fast_linear(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
-    """While entered, without gradients, F.linear uses what is fastest for tensors of this kind."""
+    """While entered, without gradients and autocast, F.linear uses what is fastest for tensors of this kind."""
     known = device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
-    return _Fastest() if known and not torch.is_grad_enabled() else nullcontext()
+    otherwise = torch.is_grad_enabled() or torch.is_autocast_enabled(device.type)
+    return _Fastest() if known and not otherwise else nullcontext()
 
 
 def tiled_linear(x: Tensor, n_row: int, rows: Callable[[int, int], Tensor]) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from gptstar.data.tokenizer import Tokenizer, TokenizerConfig
 from gptstar.device import autocast
 from gptstar.errors import UserError
 from gptstar.evaluation.checkpoint import context_length
+from gptstar.fast_linear import fast_linear
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.native import find_checkpoint, read_run_config
 
@@ -63,12 +65,14 @@ def held_out_loss(
     rank: int = 0,
     n_rank: int = 1,
     total: Callable[[Tensor], Tensor] = torch.clone,
+    compiled: bool = False,
 ) -> HeldOutLoss:
     """The loss of `model(inputs, targets)` over disjoint windows of `length` tokens, each read from its own start.
 
     max_tokens: about how many tokens, in evenly spaced windows; None reads every window. `batch` windows at a time.
     rank, n_rank: which share of the windows is read here, where several processes do it; total: adds up what they find.
     All of them call the model equally often, for it may be in shards.
+    compiled: by torch.compile, whose products are left as they are; otherwise they are the fastest the device has.
     """
     n_all = window_count(len(stream), length)
     n_window = n_all if max_tokens is None else min(n_all, max(1, max_tokens // length))
@@ -77,7 +81,7 @@ def held_out_loss(
     for start in range(0, -(-n_window // n_rank), batch):
         some = own[start : start + batch]
         inputs, targets = (x.to(device) for x in read_windows(stream, some if len(some) else windows[:1], length))
-        with autocast(precision, device):
+        with autocast(precision, device), nullcontext() if compiled else fast_linear(device, torch.float32):
             nats += model(inputs, targets).item() * len(some)
     loss = total(torch.tensor(nats, dtype=torch.float64)).item() / n_window
     tokens_per_byte = len(stream) / max(1, stream.split.bytes)
@@ -92,18 +96,18 @@ def held_out_losses(
     device: torch.device,
     precision: str = "fp32",
     max_tokens: int | None = None,
-    **ranks,
+    **others,
 ) -> tuple[HeldOutLoss, dict[str, HeldOutLoss]]:
     """The loss on the held-out text of all corpora, each counted by its size, and on that of each.
 
-    max_tokens: of all together. ranks: as for `held_out_loss`.
+    max_tokens: of all together. others: as for `held_out_loss`.
     """
     sizes = {name: len(stream) for name, stream in streams.items()}
     total = sum(sizes.values())
     each = {}
     for name, stream in streams.items():
         share = None if max_tokens is None else max(1, max_tokens * sizes[name] // total)
-        each[name] = held_out_loss(model, stream, length, batch, device, precision, share, **ranks)
+        each[name] = held_out_loss(model, stream, length, batch, device, precision, share, **others)
     if len(each) == 1:
         return next(iter(each.values())), each
     nats = sum(found.loss * sizes[name] for name, found in each.items())

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gptstar.evaluation.forward import hidden_states, logits_of
 from gptstar.model.transformer import GPT
 
 PROTOCOLS = ("exact", "original")
@@ -101,7 +102,7 @@ def _hidden(model: GPT, inputs_BT: Tensor) -> Iterator[tuple[int, Tensor]]:
     piece = max(1, SCORES // (model.config.n_head * n_token))
     cache = model.new_cache(n_row, n_token) if piece < n_token else None
     for begin in range(0, n_token, piece):
-        yield begin, model.hidden(inputs_BT[:, begin : begin + piece], cache)
+        yield begin, hidden_states(model, inputs_BT[:, begin : begin + piece], cache)
 
 
 def _nats(model: GPT, hidden_NC: Tensor, target_N: Tensor) -> Tensor:
@@ -109,7 +110,7 @@ def _nats(model: GPT, hidden_NC: Tensor, target_N: Tensor) -> Tensor:
     rows = max(1, LOGITS // model.config.vocab_size)
     parts = [hidden_NC.new_empty(0, dtype=torch.float32)]
     for h_NC, t_N in zip(hidden_NC.split(rows), target_N.split(rows), strict=True):
-        logits_NV = model.logits(h_NC)
+        logits_NV = logits_of(model, h_NC)
         logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
         of_target_N = logits_NV.gather(1, t_N[:, None])[:, 0]
         most_N1 = logits_NV.amax(1, keepdim=True)

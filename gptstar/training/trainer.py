@@ -114,8 +114,8 @@ class Trainer:
         self.checkpoint_bytes = sum(p.nbytes for p in model.parameters())
         n_frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
         self.flops_per_token = cache(lambda length: flops_per_token(config.model, length, n_frozen))
-        compiled = options.compile if options.compile is not None else self.device.type == "cuda"
-        self.spread = pick_spread(world)(model, world, self.precision, compiled)
+        self.compiled = options.compile if options.compile is not None else self.device.type == "cuda"
+        self.spread = pick_spread(world)(model, world, self.precision, self.compiled)
         self.loss = self._loss_of(self.spread.run)
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.state = TrainState(model, build_optimizer(model, config.optimizer), scaler)
@@ -330,6 +330,7 @@ class Trainer:
             rank=self.world.share,
             n_rank=self.world.n_share,
             total=self.world.share_total,
+            compiled=self.compiled,
         )
 
     def _validate(self) -> HeldOutLoss:

@@ -3,7 +3,9 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from gptstar import fast_linear
 from gptstar.data.prepare import prepare
 from gptstar.errors import UserError
 from gptstar.evaluation.command import EvaluateConfig, evaluate
@@ -52,6 +54,23 @@ def test_a_partial_last_batch_counts_by_its_size(train_config):
 
     results = [held_out_loss(model, stream, 32, batch, CPU).loss for batch in (1, 7, 10_000)]
     assert results == pytest.approx([results[0]] * 3, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "fast"), [({}, True), ({"compiled": True}, False), ({"precision": "bf16"}, False)], ids=str
+)
+def test_products_are_the_fastest_unless_the_model_is_compiled_or_under_autocast(
+    train_config, settings, fast, monkeypatch
+):
+    called = []
+    monkeypatch.setattr(fast_linear, "_linear", lambda *args: called.append(args) or F.linear(*args))
+    stream = prepare(train_config.data, train_config.tokenizer).corpora["tiny"].validation
+
+    def model(inputs, targets):
+        return F.linear(inputs.float(), torch.ones(1, 32)).mean()
+
+    held_out_loss(model, stream, 32, 3, CPU, max_tokens=96, **settings)
+    assert bool(called) == fast
 
 
 def held_out(run, **settings):

@@ -203,6 +203,17 @@ def test_a_skipped_step_in_fp16_does_not_upset_the_loss_scaler(train_config, mon
     assert train(changed(train_config, nonfinite="skip", precision="fp16")).step == 8
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_validation_knows_whether_the_model_is_compiled(compiled, train_config, monkeypatch):
+    seen, plain = [], trainer.held_out_losses
+    monkeypatch.setattr(torch, "compile", lambda model, **_: model)
+    monkeypatch.setattr(
+        trainer, "held_out_losses", lambda *args, **others: seen.append(others["compiled"]) or plain(*args, **others)
+    )
+    train(changed(train_config, compile=compiled, max_steps=1))
+    assert set(seen) == {compiled}
+
+
 def test_held_out_loss_that_is_not_a_number_stops_before_it_is_saved(train_config, monkeypatch):
     monkeypatch.setattr(trainer, "held_out_losses", lambda *a, **k: (trainer.HeldOutLoss(math.nan, math.nan, 0), {}))
     with pytest.raises(NonFiniteLoss, match="step 4: held-out loss nan: stopped; no checkpoint was written yet"):
