@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from gptstar.cpu.fast_linear import fast_linear
 from gptstar.data.records import Record, Unreadable
 from gptstar.data.shards import ShardWriter, Split
 from gptstar.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from gptstar.errors import UserError
-from gptstar.fast_linear import fast_linear
 from gptstar.model.cache import KeyValueCache
 from gptstar.model.config import ModelConfig
 from gptstar.model.transformer import GPT

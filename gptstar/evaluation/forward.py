@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gptstar.fast_linear import fast_linear
+from gptstar.cpu.fast_linear import fast_linear
 from gptstar.model.cache import KeyValueCache
 from gptstar.model.transformer import GPT
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gptstar.cpu.fast_linear import fast_linear
 from gptstar.data.batches import document_numbers, read_windows, window_count
 from gptstar.data.config import DataConfig
 from gptstar.data.prepare import prepare
@@ -21,7 +22,6 @@ from gptstar.data.tokenizer import Tokenizer, TokenizerConfig
 from gptstar.device import autocast
 from gptstar.errors import UserError
 from gptstar.evaluation.checkpoint import context_length
-from gptstar.fast_linear import fast_linear
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.native import find_checkpoint, read_run_config
 

@@ -20,15 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor, library
 from torch.overrides import TorchFunctionMode
 
-from gptstar import matvec
+from gptstar.cpu import matvec
+from gptstar.cpu.fast_linear import fast_linear
+from gptstar.cpu.row_attention import RowAttention
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import UserError
-from gptstar.fast_linear import fast_linear
 from gptstar.generation.draft import Draft
 from gptstar.model.cache import KeyValueCache
 from gptstar.model.transformer import GPT
 from gptstar.offload.stream import READ_AT_ONCE, layers_of
-from gptstar.row_attention import RowAttention
 
 PIECE, GPU_PIECE = 128, 512
 PAGE = 64  # keys are shown to a compiled step in multiples of it, so that shapes seldom change

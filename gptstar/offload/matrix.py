@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptstar import matvec
-from gptstar.fast_linear import TILE, tiled_linear
+from gptstar.cpu import matvec
+from gptstar.cpu.fast_linear import TILE, tiled_linear
 from gptstar.model.matmul import matmul
 from gptstar.model.projections import FusedLinear, Linear, TokenTable
 from gptstar.quantization.int8 import TILE_SIZE

@@ -26,9 +26,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gptstar import matvec
+from gptstar.cpu import matvec
+from gptstar.cpu.fast_linear import TILE
 from gptstar.errors import UserError
-from gptstar.fast_linear import TILE
 from gptstar.model.choices import BLOCKS
 from gptstar.model.describe import cache_bytes_per_token
 from gptstar.offload.layers import OnDisk, Piece

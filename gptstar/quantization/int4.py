@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, library, nn
 
-from gptstar import matvec
+from gptstar.cpu import matvec
+from gptstar.cpu.fast_linear import tiled_linear
 from gptstar.errors import UserError
-from gptstar.fast_linear import tiled_linear
 from gptstar.quantization.int8 import TILE_SIZE, keeping_dtype
 
 GROUP = 32  # weights that share a scale and an offset: 1 bit a weight more than the codes

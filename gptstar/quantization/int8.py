@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptstar import matvec
+from gptstar.cpu import matvec
 
 LARGEST = 127
 TILE_SIZE = 2**24  # numbers that are there in full precision at a time, where no kernel takes codes

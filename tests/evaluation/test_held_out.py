@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gptstar import fast_linear
+from gptstar.cpu import fast_linear
 from gptstar.data.prepare import prepare
 from gptstar.errors import UserError
 from gptstar.evaluation.command import EvaluateConfig, evaluate

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptstar import matvec
+from gptstar.cpu import matvec
 from gptstar.quantization.int4 import GROUP, Int4Matrix
 
 

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptstar.configuration import preset
+from gptstar.cpu.row_attention import RowAttention, available
 from gptstar.generation.decoding import Decoder
 from gptstar.model.kernels import Case, DenseAttention, View
 from gptstar.model.positions import SCHEMES
 from gptstar.model.transformer import GPT
-from gptstar.row_attention import RowAttention, available
 
 pytestmark = pytest.mark.skipif(not available(), reason="no C++ compiler")
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, library
 
-from gptstar.native import load_operators
+from gptstar.cpu.native import load_operators
 
 FEW = 8  # rows; from there on a library's product of a whole matrix is faster
 

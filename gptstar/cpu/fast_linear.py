@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from gptstar import matvec
+from gptstar.cpu import matvec
 from gptstar.model.matmul import one_dnn_linear, one_dnn_takes
 
 SMALL = 2**14  # numbers of input that lie in the nearest cache

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gptstar import fast_linear as module
-from gptstar.fast_linear import fast_linear
+from gptstar.cpu import fast_linear as module
+from gptstar.cpu.fast_linear import fast_linear
 from gptstar.model import matmul
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, library
 
+from gptstar.cpu.native import load_operators
 from gptstar.model.kernels import Case, Kernel, View
-from gptstar.native import load_operators
 
 
 class RowAttention(Kernel):

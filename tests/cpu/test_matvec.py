@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptstar import matvec, native
-from gptstar.fast_linear import fast_linear
+from gptstar.cpu import matvec, native
+from gptstar.cpu.fast_linear import fast_linear
 from gptstar.quantization.int8 import Int8Matrix
 
 pytestmark = pytest.mark.skipif(not matvec.available(), reason="no C++ compiler with OpenMP")
