@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import torch
 import gptstar
 from gptstar import ideas
 from gptstar.errors import UserError
+from gptstar.lab.planning.memory import Setting, bias_bytes, memory
 from gptstar.model.choices import check_choices
 from gptstar.model.own import add, completed
 from gptstar.model.positions import SCHEMES, NoPosition
@@ -173,3 +174,75 @@ def test_folders_are_copied_whole(file, tmp_path):
     shutil.move(tmp_path / "weights", tmp_path / "moved")
     forget()
     assert gptstar.load(tmp_path / "moved")[0].config.position == "later"
+
+
+BIAS = """
+import torch
+from torch import nn
+from gptstar.model.own import add
+from gptstar.model.positions import SCHEMES, NoPosition
+
+@add(SCHEMES, "falling")
+class Falling(NoPosition):
+    draws = False
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.slope = nn.Parameter(torch.empty(config.n_head))
+
+    def initialize_own(self):
+        with torch.no_grad():
+            self.slope.fill_(0.1)
+
+    def score_bias(self, slot, key_S, dtype):
+        distance = (key_S - slot[..., None]).unsqueeze(-3)
+        return (self.slope[:, None, None] * distance).to(dtype)
+"""
+
+
+@pytest.fixture
+def falling(tmp_path) -> None:
+    (tmp_path / "falling.py").write_text(BIAS)
+    ideas.use([tmp_path / "falling.py"])
+
+
+def test_what_draws_nothing_leaves_the_other_weights_of_a_seed_alone(falling):
+    made = []
+    for position in ("none", "falling"):
+        torch.manual_seed(3)
+        made.append(gptstar.GPT(tiny_model(position=position)).state_dict())
+    assert set(made[1]) - set(made[0]) == {"position.falling.slope"}
+    assert all(torch.equal(made[1][name], value) for name, value in made[0].items())
+
+
+def test_a_block_that_would_not_see_it_refuses_a_position(falling):
+    with pytest.raises(
+        ValueError, match=r"'falling' has no effect with model\.block='gmlp'.*none, learned, sinusoidal"
+    ):
+        gptstar.GPT(tiny_model(block="gmlp", position="falling"))
+
+
+def test_a_run_with_ideas_can_be_planned(falling):
+    model, how = tiny_model(position="falling"), Setting("fp32", "cpu", "sdpa", rows=2, n_token=16, optimizer="mine")
+    assert bias_bytes(model, how) == bias_bytes(replace(model, position="alibi"), how) > 0
+    assert memory(model, how) == memory(model, replace(how, optimizer="adamw"))
+
+
+def test_an_exported_folder_holds_the_idea(falling, tmp_path):
+    pytest.importorskip("transformers")
+    from transformers import AutoModelForCausalLM
+
+    model = gptstar.GPT(tiny_model(position="falling")).eval()
+    gptstar.export(model, tiny_tokenizer(), tmp_path / "out")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True).eval()
+    tokens = torch.tensor([[1, 2, 3, 4]])
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(tokens).logits, model(tokens), rtol=1e-5, atol=1e-5)
+
+
+def test_an_idea_that_cannot_travel_is_refused_at_export(tmp_path):
+    (tmp_path / "wide.py").write_text("from gptstar.errors import UserError\n" + BIAS.replace("falling", "wide"))
+    ideas.use([tmp_path / "wide.py"])
+    with pytest.raises(UserError, match=r"wide\.py cannot be exported .*'from gptstar\.errors import UserError'"):
+        gptstar.export(gptstar.GPT(tiny_model(position="wide")), tiny_tokenizer(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -81,6 +81,8 @@ def _baseline(groups: Mapping[str, Sequence[Run]], wanted: str | None) -> str:
     for name, runs in groups.items():
         if any(wanted.rstrip("/") in (run.name, run.source.rstrip("/")) for run in runs):
             return name
+    if len(alike := [name for name in groups if wanted in name]) == 1:
+        return alike[0]
     raise UserError(f"baseline={wanted} is neither a variant nor a run here: choose one of {', '.join(groups)}")
 
 

@@ -12,6 +12,7 @@ from gptstar.model.cache import KeyValueCache
 from gptstar.model.config import ModelConfig
 from gptstar.model.feedforward import FeedForward
 from gptstar.model.norms import build_norm
+from gptstar.model.positions import SCHEMES, NoPosition
 
 
 class SpatialGate(nn.Module):
@@ -85,11 +86,13 @@ class GatedMLPBlock(Block):
     @staticmethod
     def check(config: ModelConfig) -> None:
         """What only attention would use is refused: nothing would read it."""
-        unused = {"rotary", "alibi", "alibi_learned", "relative"} & {*config.schemes}
-        if unused:
+        read = [
+            name for name, scheme in SCHEMES.items() if scheme is NoPosition or scheme.embed is not NoPosition.embed
+        ]
+        if unused := {*config.schemes} - {*read}:
             raise ValueError(
                 f"model.position={min(unused)!r} has no effect with model.block='gmlp', which has no attention: "
-                "choose none, learned or sinusoidal"
+                f"choose one of {', '.join(read)}"
             )
         if config.value_residual:
             raise ValueError(

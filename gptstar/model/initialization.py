@@ -11,7 +11,8 @@ matrices that write into the       normal(0, init_std / sqrt(additions)), additi
 biases                             0
 norm weights                       1
 what a module's `initialize_own`   learned slopes (`positions.py`), gates (`gmlp.py`), adapters (`adapters.py`),
-  fills                            weights of shortcuts (`mix.py`)
+  fills                            weights of shortcuts (`mix.py`); with `draws = False` no random number is spent on
+                                   its parameters before, so all other weights of a seed are those without it
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from torch import nn
 
 from gptstar.model.block import Block
 from gptstar.model.config import ModelConfig
-from gptstar.model.mix import Mix
 from gptstar.model.mup import channel_readers
 
 
@@ -39,7 +39,7 @@ def initialize(model: nn.Module, config: ModelConfig) -> None:
                 parameter.zero_()
             elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
                 parameter.fill_(1.0)
-            elif not isinstance(module, Mix):  # draws nothing, so all other weights of a seed are those without it
+            elif getattr(module, "draws", True):
                 parameter.normal_(0.0, config.init_std)
     for reader in channel_readers(model):
         reader.mul_(config.width_ratio**-0.5)

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 class Mix(nn.Module):
     """a * x + b * y, with learned a and b of the given start, kept as one vector."""
 
+    draws = False
+
     def __init__(self, a: float, b: float) -> None:
         super().__init__()
         self.start = (a, b)

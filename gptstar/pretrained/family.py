@@ -50,7 +50,7 @@ class Family:
     prefix: str
     aliases: dict[str, str] = field(default_factory=dict)  # other spellings of a name: {seen: canonical}
     ignored: tuple[str, ...] = (".attn.bias", ".masked_bias", "rotary_emb.inv_freq", ".attention.bias")
-    files: Callable[[], dict[str, str]] = dict
+    files: Callable[[ModelConfig], dict[str, str]] = lambda config: {}
 
     def fill(self, model: GPT, theirs: Stored) -> None:
         """Puts their tensors into a model of this family's shape. Raises UserError as `fill` does."""

@@ -1,4 +1,5 @@
-"""The Python files of an exported folder: `modeling_gptstar.py` and the files of `gptstar/model/` that it needs.
+"""The Python files of an exported folder: `modeling_gptstar.py`, the files of `gptstar/model/` that it needs, and the
+ideas of its model.
 
 They are the sources themselves. Only their imports change: `gptstar.model.block` stands beside as `gptstar_block.py`,
 because transformers copies to its cache of remote code what a file imports relatively, from one flat folder.
@@ -10,16 +11,28 @@ import re
 from pathlib import Path
 
 from gptstar import model
+from gptstar.errors import UserError
+from gptstar.ideas import ideas_of
+from gptstar.model.config import ModelConfig
 
 ENTRY = "modeling_gptstar"
 _IMPORT = re.compile(r"^from gptstar\.model\.(\w+) import", re.MULTILINE)
+_OTHER = re.compile(r"^\s*(?:from|import) gptstar\b(?!\.model\.\w+ import).*", re.MULTILINE)
 
 
-def remote_code() -> dict[str, str]:
-    """{file name: text}."""
+def remote_code(config: ModelConfig) -> dict[str, str]:
+    """{file name: text}. Raises UserError for an idea that imports more than `gptstar.model`."""
     room = Path(model.__file__).parent
     texts = {ENTRY: Path(__file__).with_name(f"{ENTRY}.py").read_text(encoding="utf-8")}
-    waiting = [ENTRY]
+    for idea in ideas_of(config):
+        if other := _OTHER.search(idea.text):
+            raise UserError(
+                f"{idea.name} cannot be exported with the model: {other[0].strip()!r} is not there in transformers; "
+                "import from gptstar.model, as `from gptstar.model.NAME import ...`"
+            )
+        texts[name := f"idea_{idea.name.removesuffix('.py')}"] = idea.text
+        texts[ENTRY] += f"\nfrom .gptstar_{name} import __name__ as _{name}  # which puts it into its table\n"
+    waiting = list(texts)
     while waiting:
         for name in _IMPORT.findall(texts[waiting.pop()]):
             if name not in texts:

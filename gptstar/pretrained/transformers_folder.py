@@ -111,7 +111,7 @@ def _write_folder(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
     reading = {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "left", **special}
     for name, values in (("config", config), ("generation_config", generation), ("tokenizer_config", reading)):
         (folder / f"{name}.json").write_text(json.dumps(values, indent=1))
-    for name, text in family.files().items():
+    for name, text in family.files(model.config).items():
         (folder / name).write_text(text, encoding="utf-8")
     tokenizer.save(folder / "tokenizer.json")
     save_safetensors(weights, folder / "model.safetensors", metadata={"format": "pt"})

@@ -70,7 +70,7 @@ def test_the_configuration_comes_back_whole(tmp_path):
 
 
 def test_the_code_that_travels_is_the_sources_and_needs_nothing_of_ours():
-    files = remote_code()
+    files = remote_code(tiny_model())
     assert "gptstar_describe.py" not in files and {"modeling_gptstar.py", "gptstar_gmlp.py"} < files.keys()
     for name, text in files.items():
         compile(text, name, "exec")

@@ -17,6 +17,7 @@ from gptstar.model.adapters import freeze_all_but_adapters
 from gptstar.model.config import ModelConfig
 from gptstar.model.folded import folded_widths
 from gptstar.model.loss import CHUNK_ELEMENTS, GPU_CHUNK_ELEMENTS
+from gptstar.model.positions import SCHEMES
 from gptstar.model.projections import FusedLinear, Linear
 from gptstar.model.transformer import GPT
 
@@ -100,7 +101,7 @@ def weights(config: ModelConfig, how: Setting) -> Weights:
         if parameter.requires_grad:
             trained += own
             trained_matrices += own * matrix
-            moments += MOMENTS[how.optimizer](parameter, matrix) / part
+            moments += MOMENTS.get(how.optimizer, MOMENTS["adamw"])(parameter, matrix) / part
     return Weights(whole, trained, matrices, trained_matrices, max(blocks.values()), orthogonalised, moments)
 
 
@@ -129,7 +130,8 @@ def _eight_bits(parameter: Tensor, matrix: bool) -> float:
     return 2.0 * (n + 4 * n / 256) if n >= 4096 and n % 256 == 0 else 8.0 * n  # a scale for every 256
 
 
-# Bytes of what an optimizer remembers of a parameter; matrix: whether it is the weight of a linear layer.
+# Bytes of what an optimizer remembers of a parameter; matrix: whether it is the weight of a linear layer. One that is
+# not here, an idea of somebody's, is taken for AdamW, and such a block for a sequential one.
 MOMENTS: dict[str, Callable[[Tensor, bool], float]] = {
     "adamw": lambda parameter, matrix: 8.0 * parameter.numel(),
     "muon": lambda parameter, matrix: (4.0 if matrix else 8.0) * parameter.numel(),
@@ -214,7 +216,7 @@ def bias_bytes(config: ModelConfig, how: Setting) -> float:
     if how.kernel not in ("dense", "sdpa") or config.block == "gmlp":
         return 0.0
     kinds = {(scheme, config.window(layer)) for layer, scheme in enumerate(config.schemes)}
-    biased = ("alibi", "alibi_learned", "relative")
+    biased = {scheme for scheme in config.schemes if SCHEMES[scheme].bias_kind != "none"}
     heads = sum(config.n_head if scheme in biased else 1 for scheme, window in kinds if scheme in biased or window)
     return float(heads * how.n_token**2 * how.width) / how.n_tensor
 

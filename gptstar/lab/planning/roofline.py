@@ -16,6 +16,7 @@ from gptstar.model.block import Block
 from gptstar.model.choices import BLOCKS
 from gptstar.model.config import ModelConfig
 from gptstar.model.folded import folded_widths
+from gptstar.model.positions import SCHEMES
 
 # torch.compile makes one kernel of a chain of pointwise operations, each of which reads and writes memory otherwise.
 FUSED = 0.5
@@ -140,7 +141,7 @@ def _attention(config: ModelConfig, how: Setting, rates: Rates, again: float) ->
 
 def _biased(config: ModelConfig) -> bool:
     """Whether some layer's scores have a dense bias or mask under torch's fused attention."""
-    return bool({"alibi", "alibi_learned", "relative"} & {*config.schemes}) or any(config.windows)
+    return any(SCHEMES[scheme].bias_kind != "none" for scheme in config.schemes) or any(config.windows)
 
 
 def _elementwise(config: ModelConfig, own: Weights, how: Setting, rates: Rates, again: float) -> Part:
@@ -202,7 +203,9 @@ def _head(config: ModelConfig, own: Weights, how: Setting, rates: Rates) -> Part
 def _optimizer(own: Weights, how: Setting, rates: Rates) -> Part:
     """Clipping, then the optimizer's own pass; with loss scaling another before both."""
     n = own.trained / (how.n_share if how.parallel == "fsdp" else 1)
-    n_byte = n * (12.0 + OPTIMIZER_BYTES[how.optimizer] + (8.0 if how.precision == "fp16" else 0.0))
+    n_byte = n * (
+        12.0 + OPTIMIZER_BYTES.get(how.optimizer, OPTIMIZER_BYTES["adamw"]) + (8.0 if how.precision == "fp16" else 0.0)
+    )
     part = kernel(0.0, n_byte, 1.0, rates)
     if how.optimizer == "muon":
         part += kernel(NEWTON_SCHULZ * own.orthogonalised, 0.0, rates.muon, rates)
