@@ -42,6 +42,14 @@ TEXT_KEYS = (
     *("baseline", "title", "log", "log_file"),
 )
 
+# What one door calls so and another one otherwise: who types a neighbour's name is told this one's.
+SYNONYMS = (
+    ("dtype", "precision"),
+    ("output", "output_dir", "run_dir"),
+    ("max_length", "sequence_length", "context", "contexts"),
+    ("checkpoint", "checkpoints", "init_from"),
+)
+
 
 def config_directory() -> Path:
     """The configs/ folder: inside an installed package, or beside it in a checkout."""
@@ -357,9 +365,11 @@ def _one_line(error: Exception, schema: type) -> str:
     cause = str(error.__cause__ or error)  # OmegaConf's own words where Hydra wraps them
     full_key = next((line.split(":", 1)[1].strip() for line in cause.splitlines() if "full_key:" in line), "")
     if "not in" in cause and full_key:
-        known = _all_keys(schema)
-        close = difflib.get_close_matches(full_key, known, n=1, cutoff=0.5) or difflib.get_close_matches(
-            full_key.rpartition(".")[2], known, n=1, cutoff=0.5
+        known, name = _all_keys(schema), full_key.rpartition(".")[2]
+        close = (
+            _synonyms(full_key, known)
+            or difflib.get_close_matches(full_key, known, n=1, cutoff=0.5)
+            or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         )
         hint = f"did you mean {close[0]}?" if close else "--help lists them"
         return f"{full_key} is not a setting: {hint}"
@@ -367,6 +377,14 @@ def _one_line(error: Exception, schema: type) -> str:
         return f"{full_key} must be a list: write {full_key}=[...]"
     reason = next(line for line in cause.splitlines() if line.strip())
     return f"{full_key}: {reason}" if full_key else reason
+
+
+def _synonyms(full_key: str, known: Sequence[str]) -> list[str]:
+    """Keys that mean what full_key says, those beside it first."""
+    group, _, name = full_key.rpartition(".")
+    same = [other for names in SYNONYMS if name in names for other in names]
+    found = [key for other in same for key in known if key.rpartition(".")[2] == other]
+    return sorted(found, key=lambda key: key.rpartition(".")[0] != group)
 
 
 def _all_keys(schema: type, prefix: str = "") -> list[str]:

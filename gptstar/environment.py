@@ -73,7 +73,7 @@ def launches(run: Path) -> list[str | None]:
     """Those that have worked in a run folder."""
     try:
         return [entry.get("launch") for entry in json.loads((run / "environment.json").read_text())]
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, AttributeError):  # AttributeError, TypeError: it is JSON of another shape
         return []
 
 

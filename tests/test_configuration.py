@@ -34,6 +34,12 @@ def composed(door, *arguments) -> list[TrainConfig]:
 MISTAKES = [
     (["trainer.max_stepz=5"], ["trainer.max_stepz is not a setting", "did you mean trainer.max_steps?"]),
     (["trainer.steps=5"], ["trainer.steps is not a setting"]),
+    (["trainer.dtype=bf16"], ["did you mean trainer.precision?"]),
+    (["output_dir=x"], ["did you mean run_dir?"]),
+    (["trainer.context=5"], ["did you mean trainer.sequence_length?"]),
+    (["trainer.max_length=5"], ["did you mean trainer.sequence_length?"]),
+    (["model.sequence_length=5"], ["did you mean model.context?"]),
+    (["checkpoint=x"], ["did you mean init_from?"]),
     (["modle=gpt127"], ["modle is not a setting", "did you mean model?"]),
     (["model=gpt128"], ["model=gpt128 is unknown", "gpt127", "star_next_3m\n"]),
     (["data=text_files", "data.paths=books/*.txt"], ["data.paths must be a list: write data.paths=[...]"]),
@@ -79,6 +85,19 @@ def test_a_misspelt_key_in_a_yaml_file_is_named(door, capsys, tmp_path):
         door("--config-dir", str(tmp_path / "mine"), "trainer=long")
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "trainer.max_stepz is not a setting: did you mean trainer.max_steps?" in error
+
+
+def test_a_neighbours_name_for_a_setting_is_known(door, capsys):
+    for name, schema, argument, hint in (
+        ("sample", SampleConfig, "precision=bf16", "did you mean dtype?"),
+        ("evaluate", EvaluateConfig, "context=5", "did you mean max_length?"),
+        ("perplexity", PerplexityConfig, "checkpoint=x", "did you mean checkpoints?"),
+        ("report", ReportConfig, "run_dir=x", "did you mean output_dir?"),
+        ("report", ReportConfig, "dtype=fp32", "--help lists them"),
+    ):
+        with pytest.raises(SystemExit):
+            door(argument, name=name, schema=schema, main=sample)
+        assert capsys.readouterr().err == f"error: {argument.partition('=')[0]} is not a setting: {hint}\n"
 
 
 def test_sample_and_evaluate_need_a_checkpoint(door, capsys):

@@ -246,7 +246,9 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"evaluation set {path} cannot be read: {error}") from error
+        raise UserError(
+            f"evaluation set {path} cannot be read ({error}): check the path, and that it is UTF-8"
+        ) from error
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:

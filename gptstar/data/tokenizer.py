@@ -93,7 +93,8 @@ def load_tokenizer(source: str, eot_token: str) -> Tokenizer:
             fast.add_special_tokens([eot_token])
         elif path.is_dir():
             raise UserError(
-                f"tokenizer.source={source}: no tokenizer.json and no vocab.json + merges.txt in that folder"
+                f"tokenizer.source={source}: no tokenizer.json and no vocab.json + merges.txt in that folder: name "
+                "one that has them"
             )
         else:
             fast = FastTokenizer.from_pretrained(source)
@@ -101,7 +102,8 @@ def load_tokenizer(source: str, eot_token: str) -> Tokenizer:
         raise
     except Exception as error:  # the library raises bare Exception
         raise UserError(
-            f"tokenizer.source={source!r} is no local tokenizer and could not be had from the hub: {reason(error)}"
+            f"tokenizer.source={source!r} is no local tokenizer and could not be had from the hub: {reason(error)}: check "
+            "the path, or connect"
         ) from error
     return Tokenizer(fast, eot_token)
 

@@ -255,7 +255,7 @@ def _read(name: str) -> str:
     try:
         data = sys.stdin.buffer.read() if name == "-" else Path(name).expanduser().read_bytes()
     except OSError as error:
-        raise UserError(f"prompt_file={name} cannot be read: {error}") from error
+        raise UserError(f"prompt_file={name} cannot be read ({error.strerror}): check the path") from error
     try:
         return data.decode("utf-8-sig")  # some editors begin a file with a mark
     except UnicodeDecodeError as error:

@@ -141,7 +141,7 @@ def read_settings(env_file: str | Path | None = ".env", **given: Any) -> ServerS
         value = "" if "api_key" in name.lower() else f"={str(first['input'])[:80]}"
         raise UserError(f"{name}{value}: {first['msg'].removeprefix('Value error, ')}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{env_file} is not UTF-8: {error}") from None
+        raise UserError(f"{env_file} is not UTF-8 (byte {error.start}): convert it") from None
     for line in _misspelt(env_file):
         raise UserError(line)
     # An empty variable counts as none, but a key that somebody meant to set must not open the server.

@@ -83,14 +83,19 @@ def open_run_folder(config: TrainConfig, start: Path | None, environment: dict) 
     be written.
     """
     run = Path(config.run_dir).expanduser()
+    path = run / "environment.json"
+    try:
+        entries = json.loads(path.read_text()) if path.is_file() else []
+        if not isinstance(entries, list):
+            raise ValueError("it holds no list")
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): move it away, the run goes on without it") from error
     try:
         run.mkdir(parents=True, exist_ok=True)
         if start is not None and not _same_run(run, start):
             shutil.copyfile(start.parent.parent / "metrics.jsonl", run / "metrics.jsonl")
         replace_text(run / "config.yaml", yaml.safe_dump(plain(asdict(config)), sort_keys=False))
         keep_copies(run, config.ideas)
-        path = run / "environment.json"
-        entries = json.loads(path.read_text()) if path.is_file() else []
         replace_text(path, json.dumps([*entries, environment], indent=1))
     except OSError as error:
         raise UserError(f"run_dir={run} cannot be written ({error.strerror or error}): choose another one") from error

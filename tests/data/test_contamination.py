@@ -187,7 +187,7 @@ def test_files_of_ones_own(tmp_path):
 def test_what_cannot_be_read_is_named(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="'piqqa' is unknown: choose one of lambada_openai, wikitext"):
         list(evaluation_texts("piqqa"))
-    with pytest.raises(UserError, match=r"piqa.jsonl cannot be read"):
+    with pytest.raises(UserError, match=r"piqa.jsonl cannot be read \(.*\): check the path, and that it is UTF-8"):
         list(evaluation_texts("piqa", tmp_path))
     (tmp_path / "piqa.jsonl").write_text("{}\n{")
     with pytest.raises(UserError, match=r"record 1: 'goal' is missing"):

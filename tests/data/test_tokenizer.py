@@ -68,7 +68,13 @@ def test_neox_from_its_tokenizer_json(shared):
     assert tokenizer.decode(tokenizer.encode("  def f(x):")) == "  def f(x):"
 
 
-@pytest.mark.parametrize(("name", "words"), [("empty", "no tokenizer.json"), ("nobody/nothing", "not.*hub|hub")])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("empty", "no tokenizer.json .*: name one that has them"),
+        ("nobody/nothing", "hub: .*: check the path, or connect"),
+    ],
+)
 def test_a_source_without_a_tokenizer_is_named(tmp_path, name, words):
     (tmp_path / "empty").mkdir()
     source = str(tmp_path / "empty") if name == "empty" else name

@@ -119,7 +119,7 @@ def test_many_prompts_from_lines_to_lines(checkpoint, tmp_path, monkeypatch):
         (dict(prompts="nowhere", output="out"), "is no file"),
         (dict(prompts=__file__, output="no/folder/out"), "no such folder"),
         (dict(prompts=__file__, output="/proc/out.jsonl"), r"output=/proc/out.jsonl cannot be written \(No such file"),
-        (dict(prompt_file="nowhere"), "cannot be read"),
+        (dict(prompt_file="nowhere"), r"cannot be read \(No such file or directory\): check the path"),
         (dict(interactive=True, prompts="a", output="b"), "leave prompts out"),
         (dict(prompt="a", temperature=-1), "temperature=-1"),
         (dict(prompt="a", top_p=0), "top_p=0"),

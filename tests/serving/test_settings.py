@@ -93,7 +93,7 @@ def test_a_misspelt_name_in_the_file_is_an_error(tmp_path):
     with pytest.raises(UserError, match="MODEL_NAMES is not a setting: did you mean MODEL_NAME"):
         read_settings(tmp_path / ".env")
     (tmp_path / ".env").write_bytes(b"MODEL_NAME=\xff\n")
-    with pytest.raises(UserError, match="is not UTF-8"):
+    with pytest.raises(UserError, match=r"is not UTF-8 \(byte 11\): convert it"):
         read_settings(tmp_path / ".env")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from gptstar.environment import launches
 from gptstar.errors import UserError
 from gptstar.pretrained.native import read_run_config
 from gptstar.training import run_folder
@@ -21,6 +22,16 @@ def test_what_is_written_is_the_whole_configuration_and_every_start(train_config
     saved = read_run_config(run)
     assert saved["model"] == dataclasses.asdict(train_config.model)
     assert saved["optimizer"]["betas"] == [0.9, 0.95]
+
+
+@pytest.mark.parametrize("content", ['[{"a": 1}', "\xff", "{}", "3"])
+def test_a_damaged_file_of_environments_is_a_line_and_nothing_is_written(train_config, content):
+    run = open_run_folder(train_config, None, {})
+    (run / "environment.json").write_text(content, encoding="latin-1")
+    (run / "config.yaml").write_text("as it was")
+    with pytest.raises(UserError, match=r"environment\.json is damaged \(.*\): move it away"):
+        open_run_folder(train_config, None, {})
+    assert (run / "config.yaml").read_text() == "as it was" and launches(run) == []
 
 
 def test_looking_for_the_start_writes_nothing_and_refuses_a_used_folder(train_config, tmp_path):
