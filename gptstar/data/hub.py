@@ -119,10 +119,5 @@ def open_hub(dataset: str, subset: str | None, split: str, revision: str | None 
         raise UserError(f"{_title(dataset, subset, split)} cannot be loaded: {root_reason(error)}") from error
 
 
-def hub_pieces(dataset: str, subset: str | None, split: str, fields: Fields) -> list[HubPiece]:
-    """The shards of one split, streamed: `datasets.load_dataset(..., streaming=True)` in pieces."""
-    return open_hub(dataset, subset, split).pieces(fields)
-
-
 def _title(dataset: str, subset: str | None, split: str) -> str:
     return f"data.dataset={dataset!r} (subset {subset}, split {split!r})"

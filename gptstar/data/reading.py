@@ -93,7 +93,7 @@ def read_texts(piece: Piece, fields: Fields) -> Iterator[str]:
             yield record.text
 
 
-def find_pieces(key: str, patterns: list[str], fields: Fields | None = None, lenient: bool = False) -> list[FilePiece]:
+def find_pieces(key: str, patterns: list[str], fields: Fields | None = None) -> list[FilePiece]:
     """The files of all paths, URLs and globs, sorted and once each; those of this machine come first.
 
     key: what the configuration calls the patterns. A file whose very name a pattern is comes before a glob: a[1].jsonl.
@@ -109,7 +109,7 @@ def find_pieces(key: str, patterns: list[str], fields: Fields | None = None, len
     for path in order:
         if _format(path) is None:
             raise UserError(f"{key}: {path} has an unknown suffix: use one of {known_suffixes()}")
-    return [FilePiece(path, fields, lenient, files[path]) for path in order]
+    return [FilePiece(path, fields, stamp=files[path]) for path in order]
 
 
 def _format(path: str) -> tuple[str, str] | None:

@@ -102,8 +102,8 @@ def load_tokenizer(source: str, eot_token: str) -> Tokenizer:
         raise
     except Exception as error:  # the library raises bare Exception
         raise UserError(
-            f"tokenizer.source={source!r} is no local tokenizer and could not be had from the hub: {reason(error)}: check "
-            "the path, or connect"
+            f"tokenizer.source={source!r} is no local tokenizer and could not be had from the hub: {reason(error)}: "
+            "check the path, or connect"
         ) from error
     return Tokenizer(fast, eot_token)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gptstar.evaluation.comparison import Column, Comparison
-from gptstar.evaluation.contexts import COLOURS
+from gptstar.figure import COLOURS, new_figure, save_figure
 
 HATCHES = ("///", "...", "\\\\\\", "xxx", "|||", "---", "ooo", "+++")
 
@@ -16,9 +16,6 @@ def draw_accuracies(comparison: Comparison, path: Path) -> Path | None:
     entries = [entry for entry in comparison.entries if any(column in entry.cells for column in columns)]
     if not columns:
         return None
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     places: dict[tuple[int, Column], float] = {}
     ticks, bottom = [], 0.0
     for column in columns:
@@ -26,8 +23,7 @@ def draw_accuracies(comparison: Comparison, path: Path) -> Path | None:
         places |= {(number, column): bottom + place for place, number in enumerate(there)}
         ticks.append(bottom + (len(there) - 1) / 2)
         bottom += len(there) + 1
-    figure = Figure(figsize=(9, 0.2 * bottom + 1.2 + 0.1 * len(entries)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9, 0.2 * bottom + 1.2 + 0.1 * len(entries))
     axes = figure.add_subplot()
     measured = [entry for entry in entries if not entry.published]
     for number, entry in enumerate(entries):
@@ -58,5 +54,5 @@ def draw_accuracies(comparison: Comparison, path: Path) -> Path | None:
     axes.grid(axis="x", alpha=0.25)
     axes.set_axisbelow(True)
     figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
     return path

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptstar.evaluation.labels import labels, markdown
+from gptstar.figure import COLOURS, new_figure, save_figure
 
 TITLES = {
     "token_perplexity": "token perplexity",
     "bits_per_byte": "bits/byte",
     "bits_per_character": "bits/character",
 }
-COLOURS = ("#4477aa", "#cc6677", "#228833", "#aa3377", "#ccbb44", "#66ccee", "#222222", "#ee7733")
 MARKERS = "osD^v<>P"
 Series = tuple[str, str | None, int | None]  # checkpoint, dtype, stride (None where it is the context)
 
@@ -111,12 +111,9 @@ def sweep_table(sweep: Sweep) -> str:
 
 def draw_sweep(sweep: Sweep, path: Path) -> None:
     """PNG: the metric against the context. Dotted: the training length; a cross: the most a model can read."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, NullLocator
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 5)
     axes = figure.add_subplot()
     names = sweep.names()
     values = [value for row in sweep.rows if (value := sweep.value(row)) is not None]
@@ -167,4 +164,4 @@ def draw_sweep(sweep: Sweep, path: Path) -> None:
     )
     axes.grid(alpha=0.25)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)

@@ -21,6 +21,7 @@ from torch import Tensor
 from gptstar.configuration import run_door
 from gptstar.errors import UserError
 from gptstar.files import make_folder
+from gptstar.figure import new_figure, save_figure
 from gptstar.model.choices import check_choices
 from gptstar.model.config import ModelConfig
 from gptstar.model.transformer import GPT
@@ -210,13 +211,9 @@ def report(found: Coordinates, config: CoordinateConfig) -> str:
 
 def draw(found: Coordinates, path: Path) -> None:
     """A row a quantity (of several blocks the first and the last), a column a parametrisation, a line a step."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     every = list(found.sizes[MUP])
     rows = list(dict.fromkeys((*every[:2], *every[-3:])))
-    figure = Figure(figsize=(9, 2.5 * len(rows) + 0.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9, 2.5 * len(rows) + 0.5)
     grid = figure.subplots(len(rows), len(found.sizes), sharex=True, sharey="row", squeeze=False)
     for row, quantity in enumerate(rows):
         for column, (name, sizes) in enumerate(found.sizes.items()):
@@ -238,7 +235,7 @@ def draw(found: Coordinates, path: Path) -> None:
     for axes in grid[-1]:
         axes.set_xlabel("width (d_model)")
     grid[0][0].legend(frameon=False, fontsize=7)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 def write_check(config: CoordinateConfig, tell: Callable[[str], None] = print) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gptstar.figure import new_figure, save_figure
 from gptstar.files import replace_text
 from gptstar.lab.law import Law, Point, find_law
 from gptstar.lab.reading.runs import Run
@@ -99,11 +100,7 @@ def _inside(point: Point) -> bool:
 
 def _draw(law: Law, path: Path) -> None:
     """Loss against parameters for each budget in tokens with what the law says, and residuals; held out: stars."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10, 4.5)
     curves, rest = figure.subplots(1, 2, width_ratios=(3, 2))
     sizes = [point.parameters for point in law.points]
     n = np.geomspace(min(sizes) * 0.9, max(sizes) * 1.1, 100)
@@ -135,4 +132,4 @@ def _draw(law: Law, path: Path) -> None:
         axes.set_xticks(sorted(set(sizes)), [f"{size / 1e6:.3g}" for size in sorted(set(sizes))], fontsize=8)
         axes.minorticks_off()
         axes.grid(alpha=0.25)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from gptstar.errors import UserError
+from gptstar.figure import new_figure, save_figure
 from gptstar.lab.reading.runs import Run
 
 STANDARD, MUP = "standard", "muP"
@@ -167,11 +168,8 @@ def _cell(mean: float | None) -> str:
 def draw_transfer(found: Transfer, path: Path) -> None:
     """Loss over learning rate, a panel a parametrisation, a line a width; bars from the best seed to the worst."""
     from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.8 * len(found.sweeps), 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(4.8 * len(found.sweeps), 4.2)
     panels = figure.subplots(1, len(found.sweeps), sharex=True, sharey=True, squeeze=False)[0]
     widths = sorted({sweep.width for sweeps in found.sweeps.values() for sweep in sweeps})
     for axes, (name, sweeps) in zip(panels, found.sweeps.items(), strict=True):
@@ -199,7 +197,7 @@ def draw_transfer(found: Transfer, path: Path) -> None:
         axes.grid(alpha=0.25)
     panels[0].set_ylabel("final loss (nats/token)")
     panels[0].legend(title="width", frameon=False)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 def write_transfer(runs: list[Run], folder: Path) -> Path:

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from gptstar.data.tokenizer import Tokenizer, load_tokenizer
+from gptstar.device import dtype_name
 from gptstar.errors import UserError
 from gptstar.model.config import ModelConfig
 from gptstar.model.transformer import GPT
 from gptstar.offload.places import Place, in_pickle, in_safetensors
 from gptstar.offload.reading import Disk, Extent, new_buffer
 from gptstar.pretrained import native, neox_slim, transformers_folder
-from gptstar.pretrained.family import Entry, all_finite
+from gptstar.pretrained.family import Entry, all_finite, refuse
 from gptstar.pretrained.load import NATIVE, NEOX_SLIM, TRANSFORMERS, find_layout
 from gptstar.pretrained.stored import Stored
 
@@ -152,22 +153,18 @@ def _paired(config: ModelConfig, entries: list[Entry], places: dict[str, Place],
         targets = GPT(config).state_dict()
     wanted = {entry.theirs for entry in entries}
     found = {
-        "missing": sorted(wanted - places.keys()),
-        "unknown": sorted(name for name in places.keys() - wanted if not name.endswith(ignored or ("\0",))),
+        "missing tensors": sorted(wanted - places.keys()),
+        "unknown tensors": sorted(name for name in places.keys() - wanted if not name.endswith(ignored or ("\0",))),
     }
     shapes = {e.theirs: e.join([targets[name] for name in e.ours]).shape for e in entries}
-    found["mis-shaped"] = sorted(
+    found["mis-shaped tensors"] = sorted(
         f"{name} is {tuple(places[name].shape)}, not {tuple(shape)}"
         for name, shape in shapes.items()
         if name in places and places[name].shape != shape
     )
     integer = {name: places[name].dtype for name in wanted & places.keys() if not places[name].dtype.is_floating_point}
-    found["not floating-point"] = sorted(
-        f"{name} is {str(dtype).removeprefix('torch.')}" for name, dtype in integer.items()
-    )
-    listed = [f"{what} tensors: {', '.join(names)}" for what, names in found.items() if names]
-    if listed:
-        raise UserError("; ".join(listed))
+    found["not floating-point tensors"] = sorted(f"{name} is {dtype_name(dtype)}" for name, dtype in integer.items())
+    refuse(found)
     return [Piece(e.theirs, (places[e.theirs],), e.ours, partial(_split, e)) for e in entries]
 
 

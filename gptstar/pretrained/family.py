@@ -20,6 +20,7 @@ from gptstar.quantization.layers import Home
 
 ACTIVATION_NAMES = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 ACTIVATION_NAMES |= {"relu": "relu"}
+MOST_LISTED = 20  # names of each fault
 
 
 def _alone(tensor: Tensor) -> Iterable[Tensor]:
@@ -86,10 +87,10 @@ def fill(model: GPT, entries: list[Entry], theirs: Stored, ignored: tuple[str, .
     targets = model.state_dict()
     wanted = {entry.theirs: entry for entry in entries}
     covered = {name for entry in entries for name in entry.ours}
-    _refuse(
+    refuse(
         {
-            "missing": sorted(wanted.keys() - theirs.keys()) + sorted(targets.keys() - covered),
-            "unknown": sorted(name for name in theirs.keys() - wanted.keys() if not name.endswith(ignored)),
+            "missing tensors": sorted(wanted.keys() - theirs.keys()) + sorted(targets.keys() - covered),
+            "unknown tensors": sorted(name for name in theirs.keys() - wanted.keys() if not name.endswith(ignored)),
         }
     )
     # The largest first: while it is held beside its copy, most of the model's memory has not been touched yet.
@@ -113,7 +114,7 @@ def fill(model: GPT, entries: list[Entry], theirs: Stored, ignored: tuple[str, .
             continue
         for home, part in zip(homes, entry.split(tensor), strict=True):
             home.copy_(part)
-    _refuse({"mis-shaped": sorted(misshapen), "not finite": sorted(broken)})
+    refuse({"mis-shaped tensors": sorted(misshapen), "not finite tensors": sorted(broken)})
 
 
 def _fill_by_blocks(home: Home, read: InSafetensors, misshapen: list[str], broken: list[str]) -> None:
@@ -129,9 +130,13 @@ def _fill_by_blocks(home: Home, read: InSafetensors, misshapen: list[str], broke
         home.copy_from(start, rows)
 
 
-def _refuse(found: dict[str, list[str]]) -> None:
-    """Raises UserError that lists what was found, if anything was."""
-    listed = [f"{what} tensors: {', '.join(names)}" for what, names in found.items() if names]
+def refuse(found: dict[str, list[str]]) -> None:
+    """Raises UserError that lists what was found, {kind of fault: names}, if anything was; of many the first."""
+    listed = []
+    for what, names in found.items():
+        more = [f"and {len(names) - MOST_LISTED} more"] if len(names) > MOST_LISTED else []
+        if names:
+            listed.append(f"{what}: {', '.join(names[:MOST_LISTED] + more)}")
     if listed:
         raise UserError("; ".join(listed))
 

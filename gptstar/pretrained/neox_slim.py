@@ -34,7 +34,7 @@ from gptstar.errors import UserError
 from gptstar.model.config import ModelConfig
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.empty import Dtype, empty_model
-from gptstar.pretrained.family import Entry, all_finite
+from gptstar.pretrained.family import Entry, all_finite, refuse
 from gptstar.pretrained.neox import NEOX
 from gptstar.pretrained.stored import read_tensors
 
@@ -57,7 +57,6 @@ ROTARY_FRACTION = 0.25
 # The published halves' norms drifted apart somewhat (EleutherAI/gpt-neox issue 615). Relative to their mean, equal
 # norms differ by 0 and unrelated ones by 2.
 MOST_APART = 0.5
-MOST_LISTED = 20
 
 Shards = dict[tuple[int, int], dict[str, Tensor]]  # {(XX, half): its tensors}
 Plan = dict[int, dict[str, Entry]]  # {XX: {tensor: how ours come out of a half of it}}
@@ -179,7 +178,7 @@ def _open_shards(folder: Path) -> Shards:
             unreadable.append(str(error))
     n_layer = _count_layers(shards)
     wanted = set(keys_of(n_layer))
-    _refuse(
+    refuse(
         {
             "missing files": [file_name(*key) for key in sorted(wanted - shards.keys())],
             "unreadable files": unreadable,
@@ -237,7 +236,7 @@ def _check_tensors(shards: Shards, plan: Plan, targets: dict[str, Tensor]) -> No
             shape = entry.join([_part(name, targets[ours], half) for ours in entry.ours]).shape
             if name in tensors and tensors[name].shape != shape:
                 misshapen.append(f"{name} {place} is {tuple(tensors[name].shape)}, not {tuple(shape)}")
-    _refuse({"missing tensors": missing, "unknown tensors": unknown, "mis-shaped tensors": misshapen})
+    refuse({"missing tensors": missing, "unknown tensors": unknown, "mis-shaped tensors": misshapen})
 
 
 @torch.no_grad()
@@ -253,7 +252,7 @@ def _fill(targets: dict[str, Tensor], shards: Shards, plan: Plan) -> None:
                 apart.append(f"{name} in {file_name(number, 0)} and {file_name(number, 1)}")
             for ours, part in zip(entry.ours, merged(name, entry, parts), strict=True):
                 targets[ours].copy_(part)
-    _refuse({"not finite tensors": broken, "norms that differ between the halves": apart})
+    refuse({"not finite tensors": broken, "norms that differ between the halves": apart})
 
 
 def are_apart(name: str, halves: list[Tensor]) -> bool:
@@ -280,14 +279,3 @@ def _total(halves: list[Tensor]) -> Tensor:
 def _part(name: str, target: Tensor, half: int) -> Tensor:
     """What of ours a half of theirs fills."""
     return target.chunk(2, ALONG[name])[half] if name in ALONG else target
-
-
-def _refuse(found: dict[str, list[str]]) -> None:
-    """Raises UserError that lists what was found, if anything was."""
-    listed = []
-    for what, names in found.items():
-        more = [f"and {len(names) - MOST_LISTED} more"] if len(names) > MOST_LISTED else []
-        if names:
-            listed.append(f"{what}: {', '.join(names[:MOST_LISTED] + more)}")
-    if listed:
-        raise UserError("; ".join(listed))

@@ -127,14 +127,10 @@ class Worker:
         """Checks and tokenises, in any thread. Raises UserError."""
         return self.engine.prepare(prompt, settings)
 
-    def start(self, prompt: Prompt, settings: SamplingSettings, prompt_logprobs: int | None = None) -> Job:
-        """Queues a job. Raises Busy, and Closed where the server ends."""
-        return self.start_all([prompt], settings, prompt_logprobs)[0]
-
     def start_all(
         self, prompts: list[Prompt], settings: SamplingSettings, prompt_logprobs: int | None = None
     ) -> list[Job]:
-        """Queues the jobs of one request, all or none. Raises as `start` does."""
+        """Queues the jobs of one request, all or none. Raises Busy, and Closed where the server ends."""
         if self.closing or self.error is not None:
             raise Closed("the server is shutting down" if self.closing else FAILED)
         pending = self.pending

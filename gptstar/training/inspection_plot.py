@@ -7,20 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from gptstar.data.inspection import piece
-from gptstar.evaluation.contexts import COLOURS
+from gptstar.figure import COLOURS, GREY, new_figure, save_figure
 from gptstar.training.inspection import Inspection
 
-GREY = "#bbbbbb"
 LONGEST_NAME = 24  # characters
 
 
 def draw_inspection(found: Inspection, path: Path) -> None:
     """PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 8.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 8.5)
     title = f"{_name(found.name, 50)}: sequences of {found.sequence_length:,} tokens, packing: {found.packed}"
     figure.suptitle(title, fontsize=13, parse_math=False)
     heights = [2.2, 0.5 + 0.5 * len(found.mixture)]
@@ -29,7 +24,7 @@ def draw_inspection(found: Inspection, path: Path) -> None:
     _lengths(found, axes["L"], colours)
     _mixture(found, axes["M"], colours)
     _tokens(found, axes["T"], colours)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 def _lengths(found: Inspection, axes, colours: dict[str, str]) -> None:

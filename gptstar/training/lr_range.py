@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gptstar.figure import BLUE, GREEN, RED, new_figure, save_figure
+
 MEMORY = 0.9  # share of the smoothed loss that stays at a step
 EXPLODED = 1.0  # nats above the lowest smoothed loss
 SAFETY = 3.0  # the rate at the lowest loss is on the edge; this many times less is usually a good maximum
@@ -55,18 +57,14 @@ class RangeTest:
 
     def draw(self, output: Path, title: str) -> None:
         """Loss over learning rate, PNG."""
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(8, 4.5), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = new_figure(8, 4.5)
         axes = figure.add_subplot()
-        axes.plot(self.rates, self.losses, color="#4477aa", alpha=0.25, linewidth=0.8)
-        axes.plot(self.rates, self.smoothed, color="#4477aa", label="training loss (smoothed)")
-        axes.axvline(self.best, color="#cc6677", linestyle=":", label=f"lowest, {self.best:.1e}")
-        axes.axvline(self.suggested, color="#228833", linestyle="--", label=f"suggested, {self.suggested:.1e}")
+        axes.plot(self.rates, self.losses, color=BLUE, alpha=0.25, linewidth=0.8)
+        axes.plot(self.rates, self.smoothed, color=BLUE, label="training loss (smoothed)")
+        axes.axvline(self.best, color=RED, linestyle=":", label=f"lowest, {self.best:.1e}")
+        axes.axvline(self.suggested, color=GREEN, linestyle="--", label=f"suggested, {self.suggested:.1e}")
         axes.set(xscale="log", xlabel="learning rate", ylabel="loss (nats/token)", title=title)
         axes.set_ylim(min(self.losses) - 0.2, max(self.losses[0], self.smoothed[-1]) + 0.4)
         axes.grid(alpha=0.25)
         axes.legend(frameon=False)
-        figure.savefig(output, dpi=110)
+        save_figure(figure, output)

@@ -6,27 +6,24 @@ from pathlib import Path
 
 import numpy as np
 
+from gptstar.figure import BLUE, RED, new_figure, save_figure
 from gptstar.training.metrics import read_metrics
 
 
 def draw_loss_curve(metrics: Path, output: Path, title: str) -> None:
     """Training loss (every step, and smoothed) and held-out loss in nats a token, the last one in bits a byte too."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     lines = read_metrics(metrics)
     train = np.array([(line["tokens"], line["loss"]) for line in lines if line.get("loss") is not None]).reshape(-1, 2)
     held_out = [line for line in lines if "validation_loss" in line]
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 4.5)
     axes = figure.add_subplot()
     tokens = train[:, 0] / 1e6
-    axes.plot(tokens, train[:, 1], color="#4477aa", alpha=0.25, linewidth=0.8)
-    axes.plot(tokens, _smooth(train[:, 1]), color="#4477aa", label="training (smoothed)")
+    axes.plot(tokens, train[:, 1], color=BLUE, alpha=0.25, linewidth=0.8)
+    axes.plot(tokens, _smooth(train[:, 1]), color=BLUE, label="training (smoothed)")
     if held_out:
         x = [line["tokens"] / 1e6 for line in held_out]
         y = [line["validation_loss"] for line in held_out]
-        axes.plot(x, y, "o-", color="#cc6677", markersize=4, label="held out")
+        axes.plot(x, y, "o-", color=RED, markersize=4, label="held out")
         last = held_out[-1]
         axes.annotate(
             f"{last['validation_loss']:.3f} nats/token\n{last['bits_per_byte']:.3f} bits/byte",
@@ -34,13 +31,13 @@ def draw_loss_curve(metrics: Path, output: Path, title: str) -> None:
             xytext=(-10, 28),
             textcoords="offset points",
             ha="right",
-            color="#cc6677",
+            color=RED,
             bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 2},
         )
     axes.set(xlabel="tokens (millions)", ylabel="loss (nats/token)", title=title)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
-    figure.savefig(output, dpi=110)
+    save_figure(figure, output)
 
 
 def _smooth(values: np.ndarray, share: float = 0.02) -> np.ndarray:

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gptstar.data import hub
-from gptstar.data.hub import hub_pieces, open_hub
+from gptstar.data.hub import open_hub
 from gptstar.data.reading import Fields, Record, read_records
 from gptstar.errors import UserError
 from support import strictly
@@ -26,7 +26,7 @@ def test_a_folder_is_read_shard_by_shard(dataset, monkeypatch):
     monkeypatch.setattr(hub, "ROWS", 20)
     monkeypatch.setattr(hub, "_ROWS_AT_A_TIME", 10)
     fields = Fields("text", "meta.at")
-    pieces = hub_pieces(str(dataset), None, "train", fields)
+    pieces = open_hub(str(dataset), None, "train").pieces(fields)
     assert [piece.name for piece in pieces] == [f"{dataset}/train, shard {i} of 3" for i in range(3)]
     for part, piece in enumerate(pieces):
         blocks = [pickle.loads(pickle.dumps(block)) for block in piece.blocks()]
@@ -41,29 +41,29 @@ def test_a_folder_is_read_shard_by_shard(dataset, monkeypatch):
 def test_long_documents_make_short_blocks(dataset, monkeypatch):
     monkeypatch.setattr(hub, "BLOCK_BYTES", 100)
     monkeypatch.setattr(hub, "_ROWS_AT_A_TIME", 5)
-    piece = hub_pieces(str(dataset), None, "train", Fields())[2]
+    piece = open_hub(str(dataset), None, "train").pieces(Fields())[2]
     assert [len(block.raw) for block in piece.blocks()] == [10] * 5
 
 
 def test_parquet_goes_the_same_road(tmp_path):
     pq.write_table(pa.table({"text": ["a", "b"], "other": [1, 2]}), tmp_path / "train.parquet")
-    (piece,) = hub_pieces(str(tmp_path), None, "train", Fields())
+    (piece,) = open_hub(str(tmp_path), None, "train").pieces(Fields())
     assert [r.text for b in piece.blocks() for r in strictly(read_records(b, Fields()))] == ["a", "b"]
 
 
 def test_columns_splits_and_datasets_that_are_missing_are_named(dataset, tmp_path):
     with pytest.raises(UserError, match=r"data.dataset='.*set' .*no text in field 'body' \(it has id, text, meta\)"):
-        hub_pieces(str(dataset), None, "train", Fields("body"))
+        open_hub(str(dataset), None, "train").pieces(Fields("body"))
     with pytest.raises(UserError, match=r"no date in field 'when' .*set data.date_field"):
-        hub_pieces(str(dataset), None, "train", Fields(date="when"))
+        open_hub(str(dataset), None, "train").pieces(Fields(date="when"))
     with pytest.raises(UserError, match=r"data.dataset='.*set' \(subset None, split 'test'\) cannot be loaded: "):
-        hub_pieces(str(dataset), None, "test", Fields())
+        open_hub(str(dataset), None, "test").pieces(Fields())
     with pytest.raises(UserError, match=r"data.dataset='.*none' .* cannot be loaded: "):
-        hub_pieces(str(tmp_path / "none"), None, "train", Fields())
+        open_hub(str(tmp_path / "none"), None, "train")
 
 
 def test_damage_on_the_way_is_named(dataset):
-    piece = hub_pieces(str(dataset), None, "train", Fields())[2]
+    piece = open_hub(str(dataset), None, "train").pieces(Fields())[2]
     (dataset / "train-2.jsonl").write_text('{"text": \n')
     with pytest.raises(UserError, match=r"set/train, shard 2 of 3 cannot be read beyond its record 0: ") as error:
         list(piece.blocks())
@@ -72,7 +72,7 @@ def test_damage_on_the_way_is_named(dataset):
 
 def test_a_column_that_is_not_text_is_named(tmp_path):
     (tmp_path / "train.jsonl").write_text('{"text": "x"}\n{"text": null}\n')
-    (piece,) = hub_pieces(str(tmp_path), None, "train", Fields())
+    (piece,) = open_hub(str(tmp_path), None, "train").pieces(Fields())
     with pytest.raises(UserError, match=r"train, shard 0 of 1, record 1: field 'text' holds null, not text"):
         [r for block in piece.blocks() for r in strictly(read_records(block, Fields()))]
 

@@ -53,7 +53,7 @@ def held(worker) -> threading.Event:
 
 def start(worker, prompt="abc", **settings):
     how = SamplingSettings(**{"max_new_tokens": 5, "temperature": 0, **settings})
-    return worker.start(worker.prepare(prompt, how), how)
+    return worker.start_all([worker.prepare(prompt, how)], how)[0]
 
 
 def test_jobs_get_what_they_would_get_alone(with_worker, model, tokenizer):

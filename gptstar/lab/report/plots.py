@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gptstar.files import replace_bytes
+from gptstar.figure import new_figure, save_figure
 from gptstar.lab.report.look import Axis, Style, axes, styles
 from gptstar.lab.report.tables import interval_text
 from gptstar.lab.study import Curve, Study, Variant
@@ -28,29 +26,12 @@ def draw_plots(study: Study, folder: Path) -> dict[str, str]:
     made = {}
     for axis in axes(study):
         name = f"loss_{axis.name.lower()}.png"
-        _save(_losses(study, axis), folder / name)
+        save_figure(_losses(study, axis), folder / name)
         made[name] = f"Validation loss against {axis.name}, mean over seeds with 95% bands"
     if any(variant.effect for variant in study.variants):
-        _save(_effects(study), folder / "effects.png")
+        save_figure(_effects(study), folder / "effects.png")
         made["effects.png"] = f"Difference from {study.baseline} in percent, with 95% intervals (left: better)"
     return made
-
-
-def _figure(height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Figure, path: Path) -> None:
-    content = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script that the font lacks gets boxes
-        figure.savefig(content, dpi=110, format="png")
-    replace_bytes(path, content.getvalue())
 
 
 def _label(name: str, width: int = LABEL) -> str:
@@ -63,7 +44,7 @@ def _losses(study: Study, axis: Axis) -> Figure:
     look = styles(study)
     names = [_label(variant.name) for variant, _ in shown]
     long = len(names) > 4 or any(len(name) > 20 for name in names)
-    figure = _figure(4.5 + 0.08 * sum(1 + name.count("\n") for name in names) * long)
+    figure = new_figure(8, 4.5 + 0.08 * sum(1 + name.count("\n") for name in names) * long)
     panel = figure.add_subplot()
     for variant, curve in shown:
         _draw_curve(panel, variant, curve, axis, look[variant.name])
@@ -103,7 +84,7 @@ def _limits(curves: list[Curve]) -> tuple[float, float]:
 def _effects(study: Study) -> Figure:
     shown = [variant for variant in study.variants if variant.effect]
     names = [_label(variant.name) for variant in shown]
-    figure = _figure(1.4 + 0.45 * len(shown) + 0.12 * sum(name.count("\n") for name in names))
+    figure = new_figure(8, 1.4 + 0.45 * len(shown) + 0.12 * sum(name.count("\n") for name in names))
     panel = figure.add_subplot()
     panel.axvline(0, color="#222222", linewidth=1)
     for place, variant in enumerate(shown):

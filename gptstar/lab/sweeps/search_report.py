@@ -11,10 +11,11 @@ from pathlib import Path
 import optuna
 
 from gptstar.environment import door_command
+from gptstar.figure import BLUE, GREY, RED, new_figure, save_figure
 from gptstar.files import replace_text
 from gptstar.lab.sweeps.trials import Search, Trial, folder_of
 
-COLOURS = {"complete": "#4477aa", "pruned": "#bbbbbb", "failed": "#cc6677", "running": "#ddaa33"}
+COLOURS = {"complete": BLUE, "pruned": GREY, "failed": RED, "running": "#ddaa33"}
 SEEDS = 4  # of the confirmation
 ENOUGH = 8  # complete trials below which importances say nothing
 
@@ -144,11 +145,7 @@ def _default(search: Search, trials: list[Trial]) -> Trial | None:
 
 def _draw(search: Search, trials: list[Trial], best: Trial | None, path: Path) -> None:
     """Held-out losses of all trials against tokens, and the best final loss against the number of trials."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10, 4.2)
     curves, progress = figure.subplots(1, 2, width_ratios=(3, 2))
     named = set()
     for trial in trials:
@@ -177,4 +174,4 @@ def _draw(search: Search, trials: list[Trial], best: Trial | None, path: Path) -
         axes.grid(alpha=0.25)
     if named:
         curves.legend(frameon=False)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
