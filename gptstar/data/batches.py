@@ -46,7 +46,7 @@ def document_numbers(tokens_BT: Tensor, eot_id: int) -> Tensor:
     return ends_BT.cumsum(1) - ends_BT
 
 
-def read_windows(stream: TokenStream, windows: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
-    """Inputs and next-token targets of some windows, two int64 tensors (len(windows), length)."""
-    rows = torch.from_numpy(np.stack([stream.read(int(w) * length, length + 1) for w in windows]))
+def read_windows(stream: TokenStream, starts: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
+    """Inputs and next-token targets of windows, by their first tokens; two int64 tensors (len(starts), length)."""
+    rows = torch.from_numpy(np.stack([stream.read(start, length + 1) for start in starts.tolist()]))
     return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptstar.data.batches import document_numbers, window_count
+from gptstar.data.batches import document_numbers, read_windows, window_count
 from gptstar.data.shards import Shard, Split, TokenStream
 from gptstar.errors import UserError
 
@@ -42,6 +42,15 @@ class Batch:
     inputs: Tensor
     targets: Tensor
     documents: Tensor | None = None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Those that are there, in order."""
+        return [tensor for tensor in (self.inputs, self.targets, self.documents) if tensor is not None]
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same with every tensor changed."""
+        return Batch(*map(change, self.tensors))
 
 
 @dataclass(frozen=True)
@@ -81,8 +90,8 @@ class Packing(Protocol):
     def n_window(self) -> int:
         """All of them."""
 
-    def read(self, windows: np.ndarray) -> Batch:
-        """Some windows, as the model gets them."""
+    def read(self, windows: np.ndarray, numbered: bool = True) -> Batch:
+        """Some windows, as the model gets them; numbered: with their documents' numbers."""
 
     def segments(self, window: int) -> list[tuple[int, int, int]]:
         """What a window's targets are: of which document of the split, from which token of it, how many."""
@@ -132,14 +141,10 @@ class Concatenated:
     def n_window(self) -> int:
         return int(self.windows_per_shard.sum())
 
-    def read(self, windows: np.ndarray) -> Batch:
+    def read(self, windows: np.ndarray, numbered: bool = True) -> Batch:
         shard, place = self._place(windows)
-        inputs, targets = np.empty((2, len(windows), self.length), np.int64)
-        for row, start in enumerate((self._shards.starts[shard] + place).tolist()):
-            tokens = self.stream.read(start, self.length + 1)
-            inputs[row], targets[row] = tokens[:-1], tokens[1:]
-        read = torch.from_numpy(inputs)
-        return Batch(read, torch.from_numpy(targets), document_numbers(read, self.eot_id))
+        inputs, targets = read_windows(self.stream, self._shards.starts[shard] + place, self.length)
+        return Batch(inputs, targets, document_numbers(inputs, self.eot_id) if numbered else None)
 
     def segments(self, window: int) -> list[tuple[int, int, int]]:
         shard, place = (int(x[0]) for x in self._place(np.array([window])))
@@ -205,7 +210,7 @@ class BestFit:
     def n_window(self) -> int:
         return int(self.windows_per_shard.sum())
 
-    def read(self, windows: np.ndarray) -> Batch:
+    def read(self, windows: np.ndarray, numbered: bool = True) -> Batch:
         inputs = np.full((len(windows), self.length), self.eot_id, np.int64)
         targets = np.full_like(inputs, IGNORED)
         documents = np.empty_like(inputs)
@@ -220,7 +225,7 @@ class BestFit:
                 targets[row, begin:end] = tokens[before:]
                 documents[row, begin:end] = number
                 begin = end
-        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), torch.from_numpy(documents))
+        return Batch(*map(torch.from_numpy, (inputs, targets, documents)[: 2 + numbered]))
 
     def segments(self, window: int) -> list[tuple[int, int, int]]:
         ((shard, pieces),) = self._pieces(np.array([window]))
@@ -348,8 +353,7 @@ def shorten(batch: Batch, length: int) -> Batch:
     """
     if batch.inputs.shape[1] % length:
         raise ValueError(f"rows of {batch.inputs.shape[1]} tokens cannot be split into rows of {length}")
-    documents = None if batch.documents is None else batch.documents.reshape(-1, length)
-    return Batch(batch.inputs.reshape(-1, length), batch.targets.reshape(-1, length), documents)
+    return batch.each(lambda tensor: tensor.reshape(-1, length))
 
 
 class _Tally:

@@ -188,14 +188,15 @@ class TokenStream:
         """Tokens start .. start + n_token as int64, across shard borders."""
         if not 0 <= start <= start + n_token <= len(self):
             raise IndexError(f"tokens {start}..{start + n_token} of {len(self)}")
-        pieces, shard = [], int(np.searchsorted(self._ends, start, side="right"))
-        while n_token:
+        found = np.empty(n_token, np.int64)
+        done, shard = 0, int(np.searchsorted(self._ends, start, side="right"))
+        while done < n_token:
             tokens = self._map(shard)
-            offset = start - (int(self._ends[shard]) - len(tokens))
-            piece = tokens[offset : offset + n_token]
-            pieces.append(piece)
-            start, n_token, shard = start + len(piece), n_token - len(piece), shard + 1
-        return np.concatenate(pieces).astype(np.int64) if pieces else np.empty(0, np.int64)
+            offset = start + done - (int(self._ends[shard]) - len(tokens))
+            piece = tokens[offset : offset + n_token - done]
+            found[done : done + len(piece)] = piece
+            done, shard = done + len(piece), shard + 1
+        return found
 
     def _map(self, number: int) -> np.ndarray:
         if self._most_open is None:

@@ -76,11 +76,11 @@ def held_out_loss(
     """
     n_all = window_count(len(stream), length)
     n_window = n_all if max_tokens is None else min(n_all, max(1, max_tokens // length))
-    windows = np.arange(n_window) * n_all // n_window
-    own, nats = windows[rank::n_rank], 0.0
+    starts = np.arange(n_window) * n_all // n_window * length
+    own, nats = starts[rank::n_rank], 0.0
     for start in range(0, -(-n_window // n_rank), batch):
         some = own[start : start + batch]
-        inputs, targets = (x.to(device) for x in read_windows(stream, some if len(some) else windows[:1], length))
+        inputs, targets = (x.to(device) for x in read_windows(stream, some if len(some) else starts[:1], length))
         with autocast(precision, device), nullcontext() if compiled else fast_linear(device, torch.float32):
             nats += model(inputs, targets).item() * len(some)
     loss = total(torch.tensor(nats, dtype=torch.float64)).item() / n_window

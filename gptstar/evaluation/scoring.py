@@ -18,9 +18,8 @@ from gptstar.evaluation.budget import pass_cost
 from gptstar.evaluation.forward import hidden_states, logits_of
 from gptstar.evaluation.planning import Batch, Chunk, plan_batches
 from gptstar.model.cache import KeyValueCache
+from gptstar.model.loss import CHUNK_ELEMENTS
 from gptstar.model.transformer import GPT
-
-CHUNK_ELEMENTS = 2**25  # logits alive at a time: 128 MB in fp32
 
 
 @dataclass(frozen=True)
@@ -165,18 +164,19 @@ class SharedCache(KeyValueCache):
         return torch.cat((held_BKSD, x_BKTD), 2)
 
 
-def token_scores(model: GPT, hidden_NC: Tensor, targets: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def token_scores(model: GPT, hidden_NC: Tensor, targets: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Each target's log-probability (float64) and whether it is the most likely token, from final hidden states.
 
     The softmax is in fp32 whatever the model's dtype is. Logits exist for a few hundred positions at a time.
     """
     target_N1 = torch.tensor(targets, device=hidden_NC.device)[:, None]
-    n_chunk = -(-len(hidden_NC) * model.config.vocab_size // CHUNK_ELEMENTS)
+    n_chunk = max(1, -(-len(hidden_NC) * model.config.vocab_size // CHUNK_ELEMENTS))
     scores, greedy = [], []
     for h_NC, t_N1 in zip(hidden_NC.chunk(n_chunk), target_N1.chunk(n_chunk), strict=True):
         logits_NV = logits_of(model, h_NC)
-        wide = torch.promote_types(logits_NV.dtype, torch.float32)
-        log_probability_NV = logits_NV.log_softmax(-1, dtype=wide)
-        scores.append(log_probability_NV.gather(1, t_N1)[:, 0])
-        greedy.append(log_probability_NV.argmax(-1) == t_N1[:, 0])
-    return torch.cat(scores).double().cpu().numpy(), torch.cat(greedy).cpu().numpy()
+        logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+        own_N1, (most_N1, best_N1) = logits_NV.gather(1, t_N1), logits_NV.max(1, keepdim=True)
+        # In place: what is written to memory is what this costs beside the matmul.
+        scores.append(own_N1 - most_N1 - logits_NV.sub_(most_N1).exp_().sum(1, keepdim=True).log())
+        greedy.append(best_N1 == t_N1)
+    return torch.cat(scores)[:, 0].double().cpu().numpy(), torch.cat(greedy)[:, 0].cpu().numpy()

@@ -27,11 +27,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptstar.evaluation.forward import hidden_states, logits_of
+from gptstar.evaluation.forward import hidden_states
+from gptstar.evaluation.scoring import token_scores
 from gptstar.model.transformer import GPT
 
 PROTOCOLS = ("exact", "original")
-LOGITS = 2**25  # alive at a time: 128 MB in fp32
 SCORES = 2**25  # attention scores of one layer, of a row
 
 
@@ -82,8 +82,7 @@ def score_windows(
                 places.append(place)
                 asked.append(hidden_TC[len(hidden_TC) - len(place) :])
             place_N = np.concatenate(places)
-            targets = torch.tensor(stream[place_N], device=device)
-            nats[place_N] = _nats(model, torch.cat(asked), targets).cpu().numpy()
+            nats[place_N] = -token_scores(model, torch.cat(asked), stream[place_N])[0]
         advance(inputs_BT.numel())
     return nats
 
@@ -103,17 +102,3 @@ def _hidden(model: GPT, inputs_BT: Tensor) -> Iterator[tuple[int, Tensor]]:
     cache = model.new_cache(n_row, n_token) if piece < n_token else None
     for begin in range(0, n_token, piece):
         yield begin, hidden_states(model, inputs_BT[:, begin : begin + piece], cache)
-
-
-def _nats(model: GPT, hidden_NC: Tensor, target_N: Tensor) -> Tensor:
-    """(N,), -log p of each target, its softmax in fp32 whatever the model's dtype is."""
-    rows = max(1, LOGITS // model.config.vocab_size)
-    parts = [hidden_NC.new_empty(0, dtype=torch.float32)]
-    for h_NC, t_N in zip(hidden_NC.split(rows), target_N.split(rows), strict=True):
-        logits_NV = logits_of(model, h_NC)
-        logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
-        of_target_N = logits_NV.gather(1, t_N[:, None])[:, 0]
-        most_N1 = logits_NV.amax(1, keepdim=True)
-        # In place: what is written to memory is what this costs beside the matmul.
-        parts.append(logits_NV.sub_(most_N1).exp_().sum(1).log() + most_N1[:, 0] - of_target_N)
-    return torch.cat(parts)

@@ -34,7 +34,7 @@ class Order:
         n_rank: int = 1,
         begun: dict | None = None,
     ) -> None:
-        self.length, self.rank, self.n_rank = length, rank, n_rank
+        self.length, self.rank, self.n_rank, self.masked = length, rank, n_rank, data.document_mask
         self.sizes = batch_sizes(options)
         self.lengths = sequence_lengths(options, length)
         self.packings = {
@@ -55,14 +55,14 @@ class Order:
             raise UserError(f"data={data.name}: {error}") from error
 
     def read(self, step: int) -> Batch:
-        """This rank's share of the sequences of a step (from 0)."""
+        """This rank's share of the sequences of a step (from 0), their documents numbered where a mask parts them."""
         size = self.sizes.size(step) // self.n_rank
         first = self.sizes.position(step) + self.rank * size
         sources, which, windows = self.history.windows(first, size)
         parts = []
         for i in np.unique(which).tolist():
             rows = np.flatnonzero(which == i)
-            parts.append((rows, self.packings[sources[i].name].read(windows[rows])))
+            parts.append((rows, self.packings[sources[i].name].read(windows[rows], self.masked)))
         self._read_ahead(first + size)
         return shorten(_merged(parts), self.lengths.length(step))
 
@@ -144,12 +144,6 @@ def _merged(parts: list[tuple[np.ndarray, Batch]]) -> Batch:
     """Rows of several batches in their places."""
     if len(parts) == 1:
         return parts[0][1]
-
     places = torch.from_numpy(np.concatenate([rows for rows, _ in parts])).argsort()
-
-    def put(pieces: list[torch.Tensor]) -> torch.Tensor:
-        return torch.cat(pieces)[places]
-
-    batches = [batch for _, batch in parts]
-    documents = put([batch.documents for batch in batches if batch.documents is not None])
-    return Batch(put([batch.inputs for batch in batches]), put([batch.targets for batch in batches]), documents)
+    pieces = zip(*(batch.tensors for _, batch in parts), strict=True)
+    return Batch(*(torch.cat(piece)[places] for piece in pieces))

@@ -137,7 +137,7 @@ class Trainer:
         self.garbage = GarbageCollection()
         self.journal = Journal(run, self.config, state, console, self.world.main)
         self.checkpoints = Checkpoints(run, self.data.tokenizer, options.keep_last, self.world)
-        self.feed = Feed(self.order.read, self.device, self.config.data.document_mask)
+        self.feed = Feed(self.order.read, self.device)
         try:
             with self.journal.open(), fast_gradients(), self.garbage:
                 with Interrupt(launched()) as self.interrupt, self.journal.running(total):
@@ -250,19 +250,13 @@ class Trainer:
         """The microbatches of the coming step on this rank, in rows of `length` tokens; what share of the step's loss
         each has, times the ranks it is averaged over; and how many tokens are predicted on all ranks.
         """
-        batch, n_target = self.feed.take(self.state.step)
+        batch, n_target_B = self.feed.take(self.state.step)
         n_token = self.order.tokens(self.state.step)
         if self.config.data.packing == "best_fit":  # rows that are not full
-            n_token = int(self.world.share_total(torch.tensor(n_target)).item())
+            n_token = int(self.world.share_total(n_target_B.sum()).item())
         rows = self.microbatch * self.length // length
-        tensors = [
-            tensor.split(rows) for tensor in (batch.inputs, batch.targets, batch.documents) if tensor is not None
-        ]
-        pieces = list(zip(*tensors, strict=True))
-        if n_target == batch.targets.numel():
-            counts = [piece[1].numel() for piece in pieces]
-        else:
-            counts = [int(n) for n in torch.stack([(piece[1] >= 0).sum() for piece in pieces]).tolist()]
+        pieces = list(zip(*(tensor.split(rows) for tensor in batch.tensors), strict=True))
+        counts = [int(piece.sum()) for piece in n_target_B.split(rows)]
         return pieces, [n * self.world.n_share / n_token for n in counts], n_token
 
     def _seen(self) -> dict[str, float]:

@@ -36,7 +36,7 @@ def test_windows_are_disjoint_inputs_with_the_next_token_as_target(tmp_path):
     stream = TokenStream(tmp_path, split, 300)
     flat = torch.from_numpy(stream.read(0, len(stream)))
     n = window_count(len(stream), 7)
-    inputs, targets = read_windows(stream, np.arange(n), 7)
+    inputs, targets = read_windows(stream, np.arange(n) * 7, 7)
     assert torch.equal(inputs.flatten(), flat[: 7 * n]) and torch.equal(targets.flatten(), flat[1 : 7 * n + 1])
 
 

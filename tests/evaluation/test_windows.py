@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import gptstar
 from gptstar.data.tokenizer import TokenizerConfig, train_tokenizer
+from gptstar.evaluation import scoring
 from gptstar.evaluation import windows as windows_module
 from gptstar.evaluation.perplexity import metrics
 from gptstar.evaluation.windows import cut_windows, score_windows
@@ -125,7 +126,7 @@ def test_pieces_batches_and_chunks_change_nothing(changes, monkeypatch):
     whole = score(model, stream, 32)
     assert whole[1:] == pytest.approx(plain.numpy(), abs=1e-6)
     monkeypatch.setattr(windows_module, "SCORES", 5 * 32 * model.config.n_head)
-    monkeypatch.setattr(windows_module, "LOGITS", 7 * 300)
+    monkeypatch.setattr(scoring, "CHUNK_ELEMENTS", 7 * 300)
     for batch_tokens in (1, 64, 1000):
         assert score(model, stream, 32, batch_tokens=batch_tokens)[1:] == pytest.approx(whole[1:], abs=1e-6)
     assert score(model, stream, 32, 9)[33:] != pytest.approx(whole[33:], abs=1e-3)  # other contexts, other losses
@@ -158,7 +159,7 @@ def test_memory_for_scores_and_logits_does_not_grow_with_the_context(monkeypatch
     monkeypatch.setattr(GPT, "hidden", watch_hidden)
     monkeypatch.setattr(GPT, "logits", watch_logits)
     monkeypatch.setattr(windows_module, "SCORES", 12_000)
-    monkeypatch.setattr(windows_module, "LOGITS", 12_000)
+    monkeypatch.setattr(scoring, "CHUNK_ELEMENTS", 12_000)
     for context in (64, 512):
         score(model, np.zeros(600, dtype=np.int64), context, batch_tokens=1)
     assert 6000 < max(sizes) <= 12_000

@@ -61,6 +61,13 @@ def test_a_whole_pass_has_every_window_as_often_as_its_epochs_say(folder):
     assert sum(found.taken(n_pass).values()) == n_pass and found.passes(n_pass) == 1.0
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("packing", ["concatenate", "best_fit"])
+def test_documents_are_numbered_only_for_a_mask(folder, packing, masked):
+    batch = order(mixture(folder, {"a": 1.0, "b": 1.0}, packing=packing, document_mask=masked)).read(0)
+    assert len(batch.tensors) == 2 + masked and (batch.documents is not None) == masked
+
+
 @pytest.mark.parametrize("packing", ["concatenate", "best_fit"])
 def test_ranks_share_what_one_reads(folder, packing):
     data = mixture(folder, {"a": 1.0, "b": 0.5}, packing=packing)
