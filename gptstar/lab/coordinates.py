@@ -20,8 +20,8 @@ from torch import Tensor
 
 from gptstar.configuration import run_door
 from gptstar.errors import UserError
-from gptstar.files import make_folder
 from gptstar.figure import new_figure, save_figure
+from gptstar.files import make_folder
 from gptstar.model.choices import check_choices
 from gptstar.model.config import ModelConfig
 from gptstar.model.transformer import GPT
