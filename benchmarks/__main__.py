@@ -44,6 +44,7 @@ FOUR_TASKS = ("--tasks", "lambada_openai", "piqa", "hellaswag", "winogrande")
 NEOX = ("--layers", "24", "--width", "1536", "--budget", "1400MiB", "--int4-budget", "2GiB")
 BENCHMARKS = (
     Benchmark("startup", "seconds to import, and from the command line to the first training step", ("--repeats", "3")),
+    Benchmark("walk", "README's first commands, as whole processes", ()),
     Benchmark("train_step", "a training step in fp32 against transformers and the matmul peak", ("--rounds", "3")),
     Benchmark("loss", "head and loss, against torch's own and whole logits", ("--rounds", "3", "--device", "cpu")),
     Benchmark(

@@ -114,6 +114,10 @@ def _startup(found: Mapping[str, Any]) -> list[Row]:
     ]
 
 
+def _walk(found: Mapping[str, Any]) -> list[Row]:
+    return [Row(f"walk: {what}", "s", [seconds]) for what, seconds in found["seconds"].items()]
+
+
 def _train_step(found: Mapping[str, Any]) -> list[Row]:
     rows, tokens = [], found["batch"] * found["length"]
     rate = {name: [tokens / s for s in seconds] for name, seconds in found["seconds"].items()}
@@ -291,6 +295,7 @@ def _plan(found: Mapping[str, Any]) -> list[Row]:
 
 ROWS = {
     "startup": _startup,
+    "walk": _walk,
     "train_step": _train_step,
     "loss": _loss,
     "evaluation": _evaluation,

@@ -1,0 +1,13 @@
+"""The walk takes the commands that stand in README."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+from walk import ROOT, WALK
+
+
+def test_every_command_stands_in_readme():
+    text = (ROOT / "README.md").read_text()
+    assert [what for what, command in WALK.items() if f"`{command}`" not in text and what != "train"] == []
