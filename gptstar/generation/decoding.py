@@ -30,7 +30,7 @@ from gptstar.model.transformer import GPT
 from gptstar.offload.stream import READ_AT_ONCE, layers_of
 from gptstar.row_attention import RowAttention
 
-PIECE, GPU_PIECE = 128, 512
+PIECE, GPU_PIECE = 128, 512  # tokens of a prompt in a pass; in an `Engine`, where others wait, PIECE everywhere
 PAGE = 64  # keys are shown to a compiled step in multiples of it, so that shapes seldom change
 GPU_PAGE = 256  # each is a recording of its own there
 
