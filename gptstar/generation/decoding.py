@@ -242,9 +242,7 @@ def _fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
 
 
-@_fast_linear.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return x.new_empty(*x.shape[:-1], weight.shape[0])
+_fast_linear.register_fake(matvec.empty_product)
 
 
 def _may_vary(tensor: Tensor, *dims: int) -> None:
