@@ -39,7 +39,7 @@ from gptstar.model.config import ModelConfig
 from gptstar.model.describe import flops_per_token
 from gptstar.model.transformer import GPT
 from gptstar.training.optimizers import OptimizerConfig, build_optimizer
-from gptstar.training.throughput import memory_in_use, peak_flops
+from gptstar.training.throughput import peak_flops, peak_gib
 
 ATTENTION = Path(__file__).with_name("attention.py")
 TINY: dict[str, Any] = {"vocab_size": 300, "n_layer": 2, "d_model": 32, "n_head": 2, "d_head": 16, "d_ff": 64}
@@ -121,7 +121,7 @@ def train_with(config: ModelConfig, length: int, microbatch: int, options: argpa
         "blocks": rates,
         "flops_per_token": flops,
         "mfu": statistics.median(rates) * flops / peak if peak else None,
-        "memory_gib": memory_in_use(device),
+        "memory_gib": peak_gib(device),
     }
 
 
@@ -150,7 +150,7 @@ def decode(row: str, options: argparse.Namespace) -> dict:
 
     rest()  # compiles and records
     rates = [rest() for _ in range(options.blocks)]
-    memory = memory_in_use(device)
+    memory = peak_gib(device)
     return {"tokens_per_second": statistics.median(rates), "blocks": rates, "memory_gib": memory}
 
 

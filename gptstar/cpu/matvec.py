@@ -77,9 +77,10 @@ def _load() -> bool:
     loaded = load_operators(Path(__file__).with_name("matvec.cpp"))
     if loaded:
         for name in ("matvec", "matvec_int8", "matvec_int4"):
-            library.register_fake(f"gptstar::{name}", _shape)
+            library.register_fake(f"gptstar::{name}", empty_product)
     return loaded
 
 
-def _shape(x: Tensor, weight: Tensor, _: Tensor | None = None) -> Tensor:
+def empty_product(x: Tensor, weight: Tensor, _: Tensor | None = None) -> Tensor:
+    """What torch.compile is told of x @ weight.T: its shape."""
     return x.new_empty(*x.shape[:-1], weight.shape[0])

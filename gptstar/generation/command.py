@@ -19,7 +19,7 @@ from gptstar.device import free_memory, pick_device
 from gptstar.environment import door_command
 from gptstar.errors import UserError
 from gptstar.generation.decoding import Decoder
-from gptstar.generation.draft import Draft, PromptLookup
+from gptstar.generation.draft import N_DRAFT, Draft, PromptLookup
 from gptstar.generation.engine import Engine
 from gptstar.generation.generate import Generation, generate_detailed, generate_stream
 from gptstar.generation.interactive import converse
@@ -73,7 +73,7 @@ class SampleConfig(SamplingSettings):
     device: str = "auto"
     dtype: str = "auto"
     draft: str | None = None
-    n_draft: int = 6
+    n_draft: int = N_DRAFT
     compile: bool = False
     memory_budget: str | None = None
     gpu_memory_budget: str | None = None

@@ -30,7 +30,7 @@ from gptstar.model.cache import KeyValueCache
 from gptstar.model.transformer import GPT
 from gptstar.offload.stream import READ_AT_ONCE, layers_of
 
-PIECE, GPU_PIECE = 128, 512
+PIECE, GPU_PIECE = 128, 512  # tokens of a prompt in a pass; in an `Engine`, where others wait, PIECE everywhere
 PAGE = 64  # keys are shown to a compiled step in multiples of it, so that shapes seldom change
 GPU_PAGE = 256  # each is a recording of its own there
 
@@ -242,9 +242,7 @@ def _fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
 
 
-@_fast_linear.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return x.new_empty(*x.shape[:-1], weight.shape[0])
+_fast_linear.register_fake(matvec.empty_product)
 
 
 def _may_vary(tensor: Tensor, *dims: int) -> None:

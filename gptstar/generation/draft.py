@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from gptstar.errors import UserError
 from gptstar.generation.settings import SamplingSettings
 
+N_DRAFT = 6  # tokens guessed at a time
+
 
 class Draft(ABC):
     """Guesses. `proposed` counts those that the model judged, up to the first wrong one, `accepted` the right ones.
@@ -15,7 +17,7 @@ class Draft(ABC):
     n_draft: how many tokens are guessed at a time, at most.
     """
 
-    def __init__(self, n_draft: int) -> None:
+    def __init__(self, n_draft: int = N_DRAFT) -> None:
         if n_draft < 1:
             raise UserError(f"n_draft={n_draft} must be at least 1")
         self.n_draft, self.proposed, self.accepted = n_draft, 0, 0
@@ -36,7 +38,7 @@ class PromptLookup(Draft):
     n_gram: how many tokens have to be the same; where no place is found, one less is tried, down to one.
     """
 
-    def __init__(self, n_draft: int = 8, n_gram: int = 3) -> None:
+    def __init__(self, n_draft: int = N_DRAFT, n_gram: int = 3) -> None:
         super().__init__(n_draft)
         self.n_gram = n_gram
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import UserError
 from gptstar.generation.continuation import Continuation, Prompt
-from gptstar.generation.decoding import Decoder
+from gptstar.generation.decoding import PIECE, Decoder
 from gptstar.generation.generate import Generation
 from gptstar.generation.logprobs import TokenLogprob, token_logprobs
 from gptstar.generation.penalties import History
@@ -31,8 +31,6 @@ from gptstar.generation.sampling import Sampler
 from gptstar.generation.settings import SamplingSettings
 from gptstar.model.cache import KeyValueCache
 from gptstar.model.transformer import GPT
-
-PIECE = 128  # prompt tokens that one sequence reads at a time while others wait
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import UserError
 from gptstar.generation.decoding import Decoder
-from gptstar.generation.draft import Draft
+from gptstar.generation.draft import N_DRAFT, Draft
 from gptstar.generation.penalties import History
 from gptstar.generation.sampling import Sampler
 from gptstar.generation.settings import SamplingSettings
@@ -25,7 +25,7 @@ from gptstar.generation.settings import SamplingSettings
 class DraftModel(Draft):
     """A smaller model with the same tokenizer, which writes ahead with the same settings and the same noise."""
 
-    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, n_draft: int = 4) -> None:
+    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, n_draft: int = N_DRAFT) -> None:
         super().__init__(n_draft)
         decoder.check(tokenizer)
         self.decoder, self.tokenizer = decoder, tokenizer

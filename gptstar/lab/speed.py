@@ -150,7 +150,7 @@ def _work(path: Path) -> None:
     import torch
 
     from gptstar.environment import cpu_name
-    from gptstar.training.throughput import measure_matmul_peak, memory_in_use, peak_flops
+    from gptstar.training.throughput import measure_matmul_peak, peak_flops, peak_gib
 
     step, device, n_token, flops = _step_of(yaml.safe_load(path.read_text()), path.parent)
     on_cuda = device.type == "cuda"
@@ -164,7 +164,7 @@ def _work(path: Path) -> None:
         answer = {
             "tokens_per_second": int(line) * n_token / seconds,
             "flops_per_token": flops,
-            "memory_gib": round(memory_in_use(device), 3),
+            "memory_gib": round(peak_gib(device), 3),
             "peak": (on_cuda and peak_flops(device)) or measure_matmul_peak(device, size=1536, repeats=2),
             "hardware": torch.cuda.get_device_name(device)
             if on_cuda

@@ -11,7 +11,7 @@ from torch import Tensor
 from gptstar.device import free_memory
 from gptstar.errors import UserError
 from gptstar.model.transformer import GPT
-from gptstar.training.throughput import memory_in_use
+from gptstar.training.throughput import peak_gib
 
 SHARE = 0.8  # of the free memory that a microbatch may need
 FASTER = 0.97  # a larger one on a CPU has to need less time a sequence than this share of a smaller one's
@@ -53,7 +53,7 @@ def largest_useful(work: Callable[[int], None], batch_size: int, device: torch.d
     """
     sizes = [size for size in range(1, batch_size + 1) if batch_size % size == 0]
     found, best = sizes[0], float("inf")
-    before, free = memory_in_use(device), free_memory(device)
+    before, free = peak_gib(device), free_memory(device)
     for size, larger in zip(sizes, [*sizes[1:], None], strict=True):
         try:
             work(size)  # allocates, and warms up
@@ -73,7 +73,7 @@ def largest_useful(work: Callable[[int], None], batch_size: int, device: torch.d
         elif size >= 4 * found:
             break
         best = min(best, seconds)
-        grown = (memory_in_use(device) - before) * 2**30
+        grown = (peak_gib(device) - before) * 2**30
         if larger is not None and device.type == "cpu" and grown * larger / size > SHARE * free:
             break
     return found

@@ -77,8 +77,8 @@ def measure_bandwidth(device: torch.device, n_byte: int = 2**28, repeats: int = 
     return 2 * source.nbytes / best
 
 
-def memory_in_use(device: torch.device) -> float:
-    """Peak GiB: of CUDA tensors, or of the process on a CPU."""
+def peak_gib(device: torch.device) -> float:
+    """Memory, at its highest so far, in GiB: of CUDA tensors, or of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     import resource

@@ -41,7 +41,7 @@ from gptstar.training.schedules import learning_rate_factor
 from gptstar.training.spread import pick_spread
 from gptstar.training.start import Origin, begin_optimizer_with, begin_with
 from gptstar.training.state import TrainState
-from gptstar.training.throughput import measure_bandwidth, measure_matmul_peak, memory_in_use, peak_flops
+from gptstar.training.throughput import measure_bandwidth, measure_matmul_peak, peak_flops, peak_gib
 from gptstar.training.world import World, launched
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ class Trainer:
         speed = {
             "tokens_per_second": round(rate, 1),
             "mfu": round(rate * self.flops_per_token(length) / self.peak, 4) if self.peak else None,
-            "memory_gib": round(memory_in_use(self.device), 3),
+            "memory_gib": round(peak_gib(self.device), 3),
         }
         self.journal.step(loss_value, lr, norm_value, self._seen(), seconds, speed)
 

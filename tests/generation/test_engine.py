@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from gptstar.data.tokenizer import TokenizerConfig, train_tokenizer
 from gptstar.errors import UserError
-from gptstar.generation.engine import PIECE, Engine
+from gptstar.generation.decoding import PIECE
+from gptstar.generation.engine import Engine
 from gptstar.generation.generate import generate_detailed
 from gptstar.generation.settings import SamplingSettings
 from gptstar.model.transformer import GPT

@@ -21,7 +21,7 @@ def clock(monkeypatch):
         now, used, free = 0.0, 1.0, 100 * 2**30
 
     monkeypatch.setattr(module.time, "perf_counter", lambda: Clock.now)
-    monkeypatch.setattr(module, "memory_in_use", lambda device: Clock.used)
+    monkeypatch.setattr(module, "peak_gib", lambda device: Clock.used)
     monkeypatch.setattr(module, "free_memory", lambda device: Clock.free)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     return Clock

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gptstar.training import throughput
-from gptstar.training.throughput import measure_bandwidth, measure_matmul_peak, memory_in_use, peak_flops
+from gptstar.training.throughput import measure_bandwidth, measure_matmul_peak, peak_flops, peak_gib
 
 CPU = torch.device("cpu")
 
@@ -53,7 +53,7 @@ def test_gpus_are_known_by_name(monkeypatch, name, peak):
 
 
 def test_memory_is_the_process_peak_in_gib():
-    before = memory_in_use(CPU)
+    before = peak_gib(CPU)
     block = torch.ones(2**26)  # 0.25 GiB
-    assert 0.05 < memory_in_use(CPU) < 64 and memory_in_use(CPU) >= before
+    assert 0.05 < peak_gib(CPU) < 64 and peak_gib(CPU) >= before
     del block
