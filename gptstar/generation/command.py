@@ -27,7 +27,7 @@ from gptstar.generation.many import Request, continue_many, read_requests, submi
 from gptstar.generation.randomness import fresh_seed
 from gptstar.generation.settings import SamplingSettings
 from gptstar.generation.speculation import DraftModel, same_tokenizer
-from gptstar.model.choices import longest
+from gptstar.model.choices import capacity_of, longest
 from gptstar.model.config import ModelConfig
 from gptstar.model.describe import cache_bytes_per_token
 from gptstar.model.transformer import GPT
@@ -106,7 +106,7 @@ def _continue_lines(config: SampleConfig, model: GPT, tokenizer: Tokenizer, deco
     if config.seed is None:
         config.seed = fresh_seed()
     requests = read_requests(Path(config.prompts), config, tokenizer.vocab_size)
-    capacity, total = _longest(requests, tokenizer, model.longest), sum(r.wish.n for r in requests)
+    capacity, total = _longest(requests, tokenizer, model.config), sum(r.wish.n for r in requests)
     a_row = capacity * cache_bytes_per_token(model.config, model.dtype.itemsize)
     fits = int(0.5 * free_memory(model.device)) // a_row  # the other half is for what a round computes
     if not fits:
@@ -170,8 +170,7 @@ def _together(
     model: GPT, tokenizer: Tokenizer, prompt: str, config: SampleConfig, decoder: Decoder
 ) -> list[Generation]:
     """What `generate_detailed` gives, all sequences in each pass."""
-    needed = len(tokenizer.encode(prompt)) + config.max_new_tokens + 1
-    capacity = min(needed, model.longest or needed)
+    capacity = _longest([Request("", {"prompt": prompt}, config)], tokenizer, model.config)
     engine, speed = Engine(model, tokenizer, config.n, capacity, decoder=decoder), Speed(model)
     engine.submit(prompt, config)
     done = {event.index: event.done for event in engine.run() if event.done is not None}
@@ -291,25 +290,24 @@ def _limits(config: SampleConfig) -> Limits:
 
 def _room(config: SampleConfig, tokenizer: Tokenizer, model: ModelConfig, draft: tuple[GPT, Tokenizer] | None) -> Room:
     """For all sequences that are there at a time, prompts included, and the cache of a draft model."""
-    most, rows = longest(model), config.n
+    rows = config.n
     if config.interactive:
-        length, rows = most or 2 * model.context, 1
+        length, rows = capacity_of(model), 1
     elif config.prompts is not None:
         requests = read_requests(Path(config.prompts), config, tokenizer.vocab_size)
-        length, rows = _longest(requests, tokenizer, most), min(MAX_ROWS, sum(r.wish.n for r in requests))
+        length, rows = _longest(requests, tokenizer, model), min(MAX_ROWS, sum(r.wish.n for r in requests))
     else:
-        length = len(tokenizer.encode(config.prompt or "")) + config.max_new_tokens + 1
-        length = min(length, most or length)  # what is longer is refused or truncated
+        length = _longest([Request("", {"prompt": config.prompt or ""}, config)], tokenizer, model)
     other = 0
     if draft is not None:  # it grows to twice what is needed
         other = 2 * length * cache_bytes_per_token(draft[0].config, draft[0].dtype.itemsize)
     return Room(rows * length, longest=length, other=other)
 
 
-def _longest(requests: list[Request], tokenizer: Tokenizer, most: int | None) -> int:
-    """Tokens of the longest of several lines, with its continuation."""
+def _longest(requests: list[Request], tokenizer: Tokenizer, model: ModelConfig) -> int:
+    """Tokens of the longest of several prompts with its continuation; what is longer is refused or truncated."""
     found = max(len(tokenizer.encode(r.values["prompt"])) + r.wish.max_new_tokens + 1 for r in requests)
-    return min(found, most or found)
+    return min(found, longest(model) or found)
 
 
 def _draft(config: SampleConfig, tokenizer: Tokenizer, loaded: tuple[GPT, Tokenizer] | None) -> Draft | None:

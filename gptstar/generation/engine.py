@@ -30,6 +30,7 @@ from gptstar.generation.randomness import fresh_seed, sequence_seed
 from gptstar.generation.sampling import Sampler
 from gptstar.generation.settings import SamplingSettings
 from gptstar.model.cache import KeyValueCache
+from gptstar.model.choices import capacity_of
 from gptstar.model.transformer import GPT
 
 
@@ -115,7 +116,7 @@ class Engine:
             )
         self.model, self.tokenizer, self.decoder = model, tokenizer, decoder or Decoder(model)
         self.decoder.check(tokenizer)
-        self.capacity = capacity or model.longest or 2 * model.config.context
+        self.capacity = capacity or capacity_of(model.config)
         self.budget, self.max_rows = budget, max_rows
         self.cache = model.new_rows_cache(max_rows, self.capacity)
         self.device = model.device

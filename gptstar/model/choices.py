@@ -63,3 +63,8 @@ def longest(config: ModelConfig) -> int | None:
     """The longest sequence a model can read, or None where nothing limits it."""
     limited = BLOCKS[config.block].limited or any(SCHEMES[scheme].limited for scheme in config.schemes)
     return config.context if limited else None
+
+
+def capacity_of(config: ModelConfig) -> int:
+    """The tokens that room is made for in a sequence of unknown length: the longest, or else twice the context."""
+    return longest(config) or 2 * config.context

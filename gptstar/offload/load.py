@@ -49,13 +49,13 @@ DEFAULT_ROOM = Room(512)
 
 @dataclass(frozen=True)
 class Limits:
-    """What a model may take, in words, as 16GiB. memory: of the whole process. gpu: of the GPU's memory.
+    """What a model may take, in bytes or in words, as 16GiB. memory: of the whole process. gpu: of the GPU's memory.
 
     quantized_dir: where quantised copies are kept; None: ~/.cache/gptstar/quantized.
     """
 
-    memory: str | None = None
-    gpu: str | None = None
+    memory: str | int | None = None
+    gpu: str | int | None = None
     quantized_dir: str | None = None
 
     def __bool__(self) -> bool:

@@ -21,8 +21,7 @@ from gptstar.generation.continuation import TooLong
 from gptstar.generation.decoding import Decoder
 from gptstar.generation.engine import Engine
 from gptstar.generation.settings import SamplingSettings
-from gptstar.model.choices import longest
-from gptstar.model.config import ModelConfig
+from gptstar.model.choices import capacity_of
 from gptstar.model.describe import cache_bytes_per_token, parameter_count
 from gptstar.model.transformer import GPT
 from gptstar.offload.layers import find_layers
@@ -137,7 +136,7 @@ class Served:
         with telling(self._hear):
             model, tokenizer = load(self.source.source, device, settings.dtype)
         left = free_memory(device) * SHARE_FOR_CACHE if budget is None else budget - held_bytes(model)
-        capacity = model.longest or 2 * model.config.context
+        capacity = capacity_of(model.config)
         n_row = rows_that_fit(model, capacity, left, settings.max_rows)
         return Engine(model, tokenizer, n_row, capacity, decoder=Decoder(model, settings.compile))
 
@@ -164,12 +163,22 @@ class Served:
         """With layers on disk, which takes seconds a token; a quarter of the memory at most is for the cache."""
         settings = self.settings
         if settings.compile:
+<<<<<<< HEAD
             raise UserError(f"{self.name} does not fit into its budget, and with layers on disk it is not compiled")
         capacity = _capacity(load_config(self.source.source))
         n_row = max(1, min(settings.max_rows, int(0.25 * budget // self._row_bytes(device))))
         memory = None if settings.memory_budget is None else str(settings.memory_budget)  # of all models together
         gpu = str(int(budget)) if device.type == "cuda" else None
         limits = Limits(memory, gpu, settings.quantized_dir)
+=======
+            raise UserError(f"{self.name} does not fit into MEMORY_BUDGET, and with layers on disk it is not compiled")
+        capacity = capacity_of(load_config(self.source.source))
+        n_row = max(1, min(settings.max_rows, int(0.25 * budget // self._row_bytes(device))))
+        if device.type == "cpu":  # the process, with what other models hold
+            limits = Limits(settings.memory_budget, None, settings.quantized_dir)
+        else:
+            limits = Limits(None, int(budget), settings.quantized_dir)
+>>>>>>> 5653e24db37387d2bbce7219a66b79a189df0708
 
         def say(plan: str) -> None:
             log.warning("%s does not fit, and stays on disk in part\n%s", self.name, plan)
@@ -195,7 +204,7 @@ class Served:
     def _row_bytes(self, device: torch.device) -> int:
         """Of the cache, for one sequence, as it will be."""
         config, size = load_config(self.source.source), 4 if device.type == "cpu" else 2
-        return _capacity(config) * cache_bytes_per_token(config, size)
+        return capacity_of(config) * cache_bytes_per_token(config, size)
 
     def _hear(self, share: float) -> None:
         self.progress = share
@@ -352,12 +361,7 @@ def _least(source: Source, dtype: str | None, device: torch.device) -> float:
     except UserError:
         return math.inf
     computed = torch.float32 if device.type == "cpu" else found.dtype
-    return least_bytes(found, computed, _room(1, _capacity(found.config)))
-
-
-def _capacity(config: ModelConfig) -> int:
-    """Tokens that a sequence can have."""
-    return longest(config) or 2 * config.context
+    return least_bytes(found, computed, _room(1, capacity_of(found.config)))
 
 
 def _room(n_row: int, capacity: int) -> Room:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from gptstar.configuration import preset
 from gptstar.device import autocast
-from gptstar.model.choices import BLOCKS
+from gptstar.model.choices import BLOCKS, capacity_of
 from gptstar.model.positions import alibi_slopes
 from gptstar.model.transformer import GPT
 from support import tiny_model
@@ -213,3 +213,8 @@ def test_many_sequences_a_layer_at_a_time_are_each_alone(changes):
         found = model.hidden_of_many(list(zip(parts, together, strict=True)))
         for hidden, part, cache in zip(found, parts, alone, strict=True):
             assert torch.equal(hidden, model.hidden(part, cache))
+
+
+@pytest.mark.parametrize(("position", "expected"), [("learned", 32), ("alibi", 64)])
+def test_room_is_made_for_the_longest_sequence_or_twice_the_context(position, expected):
+    assert capacity_of(tiny_model(position=position)) == expected
