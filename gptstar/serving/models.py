@@ -163,22 +163,11 @@ class Served:
         """With layers on disk, which takes seconds a token; a quarter of the memory at most is for the cache."""
         settings = self.settings
         if settings.compile:
-<<<<<<< HEAD
             raise UserError(f"{self.name} does not fit into its budget, and with layers on disk it is not compiled")
-        capacity = _capacity(load_config(self.source.source))
-        n_row = max(1, min(settings.max_rows, int(0.25 * budget // self._row_bytes(device))))
-        memory = None if settings.memory_budget is None else str(settings.memory_budget)  # of all models together
-        gpu = str(int(budget)) if device.type == "cuda" else None
-        limits = Limits(memory, gpu, settings.quantized_dir)
-=======
-            raise UserError(f"{self.name} does not fit into MEMORY_BUDGET, and with layers on disk it is not compiled")
         capacity = capacity_of(load_config(self.source.source))
         n_row = max(1, min(settings.max_rows, int(0.25 * budget // self._row_bytes(device))))
-        if device.type == "cpu":  # the process, with what other models hold
-            limits = Limits(settings.memory_budget, None, settings.quantized_dir)
-        else:
-            limits = Limits(None, int(budget), settings.quantized_dir)
->>>>>>> 5653e24db37387d2bbce7219a66b79a189df0708
+        gpu = int(budget) if device.type == "cuda" else None
+        limits = Limits(settings.memory_budget, gpu, settings.quantized_dir)  # the process, with what other models hold
 
         def say(plan: str) -> None:
             log.warning("%s does not fit, and stays on disk in part\n%s", self.name, plan)
