@@ -46,9 +46,10 @@ if __name__ == "__main__":
 try next
   {door_command("sample")} checkpoint={outcome.run} prompt={shlex.quote(config.trainer.sample_prompt)}
   {door_command("evaluate")} checkpoint={outcome.run} tasks=[held_out]
-  {door_command("train")} resume={outcome.run} trainer.{limit}={2 * getattr(config.trainer, limit)}
-  {door_command("train")} model=gpt2_3m trainer.sequence_length=256"""
+  {door_command("train")} resume={outcome.run} trainer.{limit}={2 * getattr(config.trainer, limit)}"""
         )
+        if len(sys.argv) == 1:
+            print(f"  {door_command('train')} model=gpt2_3m trainer.sequence_length=256")
 
     if any(argument.startswith("plan=") for argument in sys.argv[1:]):
         from gptstar.plan import plan_or_train

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))  # as a script's own folder is
+sys.path.append(str(HERE))  # a script's own folder is there by itself
 
 from table import in_columns, markdown, rows_of  # noqa: E402
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from gptstar.environment import commit, cpu_name
 
 ROOT = Path(__file__).resolve().parents[1]
-PAIR = "model=gpt2_3m,star_3m trainer.seed=0,1 trainer.max_steps=100 schedule.warmup_steps=10 trainer.eval_length=256"
+PAIR = "model=gpt2_3m,star_3m trainer.seed=0,1 trainer.max_steps=100 trainer.sequence_length=256"
 WALK = {
     "train": "python train.py",
     "a sample": "python sample.py checkpoint=RUN prompt='def '",

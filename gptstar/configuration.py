@@ -361,7 +361,10 @@ def _one_line(error: Exception, schema: type) -> str:
         names = [line.strip() for line in options.partition("Config search path")[0].splitlines() if "\t" in line]
         return f"{group}={choice} is unknown: choose one of {', '.join(names)}" if names else first
     if isinstance(error, OverrideParseException):
-        return f"{error.override!r} is not of the form key=value: quote values with spaces or special characters"
+        return f"{error.override!r} is not of the form key=value: {_example(schema, error.override)}"
+    if (several := re.match(r"Ambiguous value for argument '([^=]+)=(.*?)'", text)) is not None:
+        key, values = several[1], several[2]
+        return f"{key}={values} is several values: write {key}=[{values}], or add -m for a run of each"
     cause = str(error.__cause__ or error)  # OmegaConf's own words where Hydra wraps them
     full_key = next((line.split(":", 1)[1].strip() for line in cause.splitlines() if "full_key:" in line), "")
     if "not in" in cause and full_key:
@@ -385,6 +388,14 @@ def _synonyms(full_key: str, known: Sequence[str]) -> list[str]:
     same = [other for names in SYNONYMS if name in names for other in names]
     found = [key for other in same for key in known if key.rpartition(".")[2] == other]
     return sorted(found, key=lambda key: key.rpartition(".")[0] != group)
+
+
+def _example(schema: type, word: str) -> str:
+    """How what stands alone is probably meant."""
+    key = next((key for key in ("checkpoint", "run", "model") if key in _all_keys(schema)), None)
+    if key is None or "=" in word or " " in word:
+        return "quote values with spaces or special characters"
+    return f"is it {key}={word}?"
 
 
 def _all_keys(schema: type, prefix: str = "") -> list[str]:

@@ -62,7 +62,9 @@ MISTAKES = [
     (["resume=auto"], ["resume=auto needs to know where the run is", "set run_dir"]),
     (["trainer.parallel=tp"], ["trainer.parallel='tp' is unknown", "fsdp"]),
     (["trainer.parallel=fsdp"], ["trainer.parallel=fsdp needs several processes", "torchrun --nproc-per-node=N"]),
-    (["x y"], ["'x y' is not of the form key=value"]),
+    (["x y"], ["'x y' is not of the form key=value", "quote values"]),
+    (["gpt127"], ["'gpt127' is not of the form key=value: is it model=gpt127?"]),
+    (["model=star_3m,gpt2_3m"], ["model=star_3m,gpt2_3m is several values", "add -m for a run of each"]),
 ]
 
 

@@ -116,7 +116,7 @@ def prepare(
     corpora = {name: corpora[name] for name in data.parts}
     for split in ("train", "validation"):
         if not any(len(getattr(corpus, split)) for corpus in corpora.values()):
-            remedy = "give it more text"
+            remedy = "give it more documents, or hold files out with data.validation_paths=[FILE]"
             if split == "validation" and data.validation_fraction == 0:
                 remedy = "with data.validation_fraction=0 it needs data.validation_paths or data.validation_split"
             raise UserError(f"the {split} split of data={data.name} has no document: {remedy}")

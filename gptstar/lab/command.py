@@ -74,6 +74,8 @@ def compare_runs(config: CompareConfig, console: Console) -> Study:
     own, notes = _own_reports(about, runs, study, folder)
     study = replace(study, notes=[*study.notes, *notes])
     report = write_report(study, folder)
+    for source, why in study.excluded.items():
+        console.print(f"left out: {source}: {why}", markup=False, highlight=False, soft_wrap=True)
     for line in verdict_lines(study):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(f"\n{report} and {report.with_suffix('.html')}", soft_wrap=True)

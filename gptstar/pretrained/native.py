@@ -131,6 +131,12 @@ def find_checkpoint(source: str | Path) -> Path:
         return best_checkpoint(steps) if which == "best" else steps[-1]
     if (run / "checkpoints").is_dir():
         raise UserError(f"{source} has no checkpoint yet")
+    if (run / "config.yaml").is_file():
+        raise UserError(f"{source} has no checkpoint yet: train it on with train.py resume={run}")
+    if path.exists():
+        raise UserError(
+            f"{source} is neither a run nor a checkpoint folder: name a folder with config.yaml or config.json"
+        )
     raise UserError(f"{source}: no such run or checkpoint folder (from {Path.cwd()}): check the path")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from gptstar.configuration import config_directory, preset
 from gptstar.errors import UserError
 from gptstar.pretrained.load import OF_NOBODY, load_config
+from gptstar.pretrained.native import list_checkpoints
 
 # Names that servers before this one took, and where the hub keeps those models. The case matters.
 NAMES = {
@@ -38,8 +39,8 @@ def resolve(name: str, checkpoint: Path | None = None) -> Source:
     if name in NAMES:
         return Source(name, NAMES[name], f"https://huggingface.co/{NAMES[name]}")
     path = Path(name).expanduser()
-    if path.exists():
-        return Source(path.resolve().name, str(path), None)
+    if (there := _of_path(path)) is not None:
+        return there
     if path.parent.is_dir() and len(path.parts) > 1:
         raise UserError(f"MODEL_NAME={name} does not exist, though {path.parent} does: name a run, a folder or a file")
     if name in OF_NOBODY or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
@@ -55,13 +56,23 @@ def resolve(name: str, checkpoint: Path | None = None) -> Source:
     )
 
 
+def _of_path(path: Path) -> Source | None:
+    """What lies there; a run's best or last checkpoint goes by the run's name too. None: nothing does."""
+    if path.exists():
+        return Source(path.resolve().name, str(path), None)
+    if path.name in ("best", "last") and list_checkpoints(path.parent):
+        return Source(f"{path.parent.resolve().name}/{path.name}", str(path), None)
+    return None
+
+
 def _with_weights(name: str, checkpoint: Path) -> Source:
     """name: a preset, or the checkpoint itself."""
     path = checkpoint.expanduser()
-    if not path.exists():
+    known = _of_path(path)
+    if known is None:
         raise UserError(f"CHECKPOINT={checkpoint} does not exist: name a run, a checkpoint folder or a file")
     if name == str(checkpoint):
-        return Source(path.resolve().name, str(path), None)
+        return known
     try:
         wanted = preset(name)
     except UserError as error:

@@ -203,10 +203,10 @@ def test_on_a_gpu_each_memory_has_its_own_budget(settings, folder, monkeypatch):
     monkeypatch.setattr(models, "_least", lambda *_: 0)
     monkeypatch.setattr(models, "load_within", within)
     for changes, expected in (
-        ({"gpu_memory_budget": "600"}, Limits(None, "500")),
-        ({"gpu_memory_budget": "600", "memory_budget": "9G"}, Limits("9000000000", "500")),
-        ({"memory_budget": "9G"}, Limits("9000000000", "950")),
-        ({"gpu_memory_budget": "9G", "memory_budget": "1"}, Limits("1", "8999999900")),  # it passes through memory
+        ({"gpu_memory_budget": "600"}, Limits(None, 500)),
+        ({"gpu_memory_budget": "600", "memory_budget": "9G"}, Limits(9000000000, 500)),
+        ({"memory_budget": "9G"}, Limits(9000000000, 950)),
+        ({"gpu_memory_budget": "9G", "memory_budget": "1"}, Limits(1, 8999999900)),  # it passes through memory
     ):
         with pytest.raises(UserError, match="not here"):
             Models(settings(**changes)).default._read(100)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from gptstar.errors import UserError
 from gptstar.serving.models import Models, Served
-from gptstar.serving.names import NAMES, resolve
+from gptstar.serving.names import NAMES, Source, resolve
 from gptstar.serving.settings import BY_NUMBER, read_settings
 
 
@@ -85,3 +87,13 @@ def test_two_models_of_one_name_are_refused(settings, folder, tmp_path):
     other.mkdir()
     with pytest.raises(UserError, match="two models are called tiny"):
         Models(settings(more_models=str(other)))
+
+
+def test_a_runs_best_checkpoint_has_the_runs_name(tmp_path, folder):
+    for step in (1, 2):
+        shutil.copytree(folder, tmp_path / "first" / "checkpoints" / f"step-{step:08d}")
+    run = tmp_path / "first"
+    assert resolve(str(run / "best")) == Source("first/best", str(run / "best"), None)
+    assert resolve(str(run / "last"), run / "last").name == "first/last"
+    with pytest.raises(UserError, match="does not exist, though"):
+        resolve(str(run / "worst"))

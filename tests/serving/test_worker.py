@@ -202,6 +202,10 @@ def test_load_tells_of_rows_and_tokens(with_worker):
         jobs = [start(worker, max_new_tokens=100) for _ in range(3)]
         async for _ in jobs[0]:
             break
+        for _ in range(500):  # the second one comes in while the first already writes
+            if worker.load.running == 2:
+                break
+            await asyncio.sleep(0.01)
         load = worker.load
         assert load.running == 2 and load.waiting == 1 and 0 < load.tokens <= load.capacity
         for job in jobs:
