@@ -35,6 +35,7 @@ from gptstar.environment import launch, launches
 from gptstar.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UserError, complain, say_interrupted
 from gptstar.model.config import ModelConfig
 
+_SWEPT = "GPTSTAR_SWEPT"
 # Taken literally, whatever they hold, in sweeps too.
 TEXT_KEYS = (
     *("prompt", "prompt_file", "prompts", "output", "draft", "trainer.sample_prompt"),
@@ -343,8 +344,11 @@ def _default_run_dir(resume: str | None) -> str:
 
 def _sweep_name(number: int, overrides: Sequence[str]) -> str:
     """The folder of one run of a sweep: its number and what is its own, in characters that no command line minds."""
-    told = [argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("-")]
-    several = {each.key_or_group for each in OverridesParser.create().parse_overrides(told) if each.is_sweep_override()}
+    if {"-m", "--multirun"} & {*sys.argv}:
+        told = [argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("-")]
+        parsed = OverridesParser.create().parse_overrides(told)
+        os.environ[_SWEPT] = " ".join(each.key_or_group for each in parsed if each.is_sweep_override())
+    several = os.environ.get(_SWEPT, "").split()  # a job of a cluster has another command line, and this environment
     own = [override for override in overrides if override.partition("=")[0].lstrip("+") in several]
     return re.sub(r"[^\w.-]+", "_", f"{number}-{','.join(own).replace('=', '-')}").rstrip("-")[:120]
 

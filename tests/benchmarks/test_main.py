@@ -82,5 +82,5 @@ def test_every_script_is_in_the_table_or_needs_a_gpu():
 
 def test_rows_are_read_from_what_scripts_write():
     entries = json.loads((RESULTS / "bench_cpu.json").read_text())
-    assert {each.name for each in MODULE["BENCHMARKS"]} == set(entries)
+    assert set(entries) <= {each.name for each in MODULE["BENCHMARKS"]} and entries
     assert (RESULTS / "bench_cpu.md").read_text() == MODULE["page"](entries)

@@ -72,7 +72,8 @@ def test_a_failed_job_is_named_in_one_line(command, environment):
 
 def _run(folder: Path, number: int) -> Path:
     """The folder of a run of the sweep, once there is one."""
-    return next((folder / "sweep").glob(f"{number}-*"), folder)
+    named = re.compile(rf"{number}(-.*)?")
+    return next((path for path in (folder / "sweep").glob("*") if named.fullmatch(path.name)), folder)
 
 
 def _tasks(folder: Path) -> list[int]:
