@@ -142,7 +142,7 @@ def main() -> None:
             folder = Path(name) / "model"
             make_model(kind, folder, tokenizer)
             model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
-            fast = AutoTokenizer.from_pretrained(folder)
+            fast = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
             hflm = HFLM(pretrained=model, tokenizer=fast, batch_size=2, softmax_dtype="float64")
             ours = GPTStarLM(*gptstar.load(folder))
             for task in sorted(tasks, key=lambda task: task.name in LONG):
