@@ -24,10 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path.append(str(HERE))  # a script's own folder is there by itself
+from benchmarks.table import in_columns, markdown, rows_of
 
-from table import in_columns, markdown, rows_of  # noqa: E402
+HERE = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)

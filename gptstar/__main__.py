@@ -19,6 +19,7 @@ SCRIPTS = {
     "serve": "models over HTTP, and a page",
 }
 MODULES = {
+    "plan": ("gptstar.plan", "what a run would take, on this machine or another"),
     "prepare": ("gptstar.prepare", "a corpus, ahead of training"),
     "inspect": ("gptstar.inspect", "what a model will see at a step"),
     "describe": ("gptstar.describe", "explain an architecture"),

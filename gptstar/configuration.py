@@ -19,6 +19,7 @@ from typing import Any, get_type_hints
 
 import hydra
 import yaml
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -108,9 +109,21 @@ def run_door(
             failed.append(end.code)  # the other runs of a sweep go on
 
     with _ends_in_one_line(schema, continues):
+        _refuse_options(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=name)(task)()
     if failed:
         sys.exit(failed[0])
+
+
+def _refuse_options(arguments: Sequence[str]) -> None:
+    """Of --KEY VALUE, other programs' way, Hydra's parser would only print how it is called."""
+    known = [option for action in get_args_parser()._actions for option in action.option_strings]
+    for argument, after in zip(arguments, [*arguments[1:], ""], strict=False):
+        name, equals, value = argument.partition("=")
+        if name.startswith("--") and not any(option.startswith(name) for option in known):
+            value = value if equals else after if after and not after.startswith("-") and "=" not in after else "VALUE"
+            key = name.lstrip("-").replace("-", "_")
+            raise UserError(f"{name} is not an option: settings are KEY=VALUE, so {key}={value}; --help lists them")
 
 
 def _failed_job(error: Exception) -> str | None:

@@ -1,4 +1,7 @@
-"""train.py plan=true: what a run would take on a machine, before anything runs; after a run, beside what it took."""
+"""train.py plan=true, or python -m gptstar.plan: what a run would take on a machine, before anything runs.
+
+After a run, beside what it took.
+"""
 
 from __future__ import annotations
 
@@ -150,3 +153,8 @@ def beside(planned: Plan, lines: list[dict], run: str) -> Sheet:
     ]
     table: list[tuple[str, ...]] = [(name, form.format(a), form.format(b), f"{b / a:.2f}") for name, a, b, form in rows]
     return Sheet(f"measured in {run}", ("", "planned", "measured", "measured / planned"), table)
+
+
+if __name__ == "__main__":
+    sys.argv.append("plan=true")
+    plan_or_train(lambda config: None)

@@ -63,6 +63,9 @@ MISTAKES = [
     (["trainer.parallel=tp"], ["trainer.parallel='tp' is unknown", "fsdp"]),
     (["trainer.parallel=fsdp"], ["trainer.parallel=fsdp needs several processes", "torchrun --nproc-per-node=N"]),
     (["x y"], ["'x y' is not of the form key=value", "quote values"]),
+    (["--resume", "runs/a"], ["--resume is not an option", "so resume=runs/a; --help lists them"]),
+    (["model=star_3m", "--max-steps=7"], ["--max-steps is not an option", "so max_steps=7;"]),
+    (["--debug", "--fast", "a=1"], ["--debug is not an option", "so debug=VALUE;"]),
     (["gpt127"], ["'gpt127' is not of the form key=value: is it model=gpt127?"]),
     (["model=star_3m,gpt2_3m"], ["model=star_3m,gpt2_3m is several values", "add -m for a run of each"]),
 ]

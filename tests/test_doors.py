@@ -43,6 +43,8 @@ def test_help_and_mistakes(tmp_path):
 def test_a_door_gets_the_rest_of_the_line(tmp_path):
     done = run("describe", "model=star_3m", cwd=tmp_path)
     assert done.returncode == 0 and "2,578,336 parameters" in done.stdout
+    done = run("plan", "experiment=gpt127", "hardware=a5000x4", cwd=tmp_path)
+    assert done.returncode == 0 and "gpt127 on a5000x4" in done.stdout and not [*tmp_path.iterdir()]
     done = run("train", "trainer.max_stepz=1", cwd=tmp_path)
     assert done.returncode == 2 and "did you mean trainer.max_steps?" in done.stderr and not [*tmp_path.iterdir()]
 

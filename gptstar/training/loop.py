@@ -13,12 +13,13 @@ from gptstar.data.tokenizer import Tokenizer, load_tokenizer
 from gptstar.environment import describe_environment
 from gptstar.errors import UserError
 from gptstar.model.choices import longest as longest_of
+from gptstar.pretrained.native import find_run
 from gptstar.training.checkpoint import read_tokenizer
 from gptstar.training.config import TrainConfig, check_vocabulary
 from gptstar.training.downstream import load_downstream
 from gptstar.training.metrics import check_tracker
 from gptstar.training.optimizers import check_optimizer
-from gptstar.training.run_folder import check_room, find_start, hold, open_run_folder, write_facts
+from gptstar.training.run_folder import check_room, find_start, hold, open_run_folder, told_changes, write_facts
 from gptstar.training.spread import check_spread
 from gptstar.training.start import Origin, read_origin
 from gptstar.training.trainer import Outcome, Trainer
@@ -47,12 +48,14 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
         trainer, start = _prepared(config, world, console)
         if world.main:
             check_room(config.run_dir, trainer.checkpoint_bytes)
-        run = world.decided(lambda: open_run_folder(trainer.config, start, describe_environment(world.device)))
+        changed = told_changes(find_run(str(start)), config) if start is not None else []
+        entry = {**describe_environment(world.device), "changed": changed}
+        run = world.decided(lambda: open_run_folder(trainer.config, start, entry))
         if not begun:
             world.decided(lambda: hold(run, held))
         if world.main:
             write_facts(run, trainer.config, trainer.data)
-        return trainer.run_to_the_end(run, console)
+        return trainer.run_to_the_end(run, console, changed)
 
 
 def _prepared(config: TrainConfig, world: World, console: Console) -> tuple[Trainer, Path | None]:

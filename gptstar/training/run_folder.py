@@ -1,7 +1,7 @@
 """The folder of a run: started afresh, continued in place, or branched off one of its checkpoints.
 
 config.yaml        the resolved configuration
-environment.json   what it ran on, an entry each time it was started or continued
+environment.json   what it ran on and which settings were changed, an entry each time it was started or continued
 facts.json         parameters, FLOPs a token, tokenizer and held-out text: by these runs are told to be comparable
 metrics.jsonl      every step and validation; train.log  what was said
 ideas/             copies of the files that ideas= names
@@ -43,6 +43,10 @@ FIXED = (
     "trainer.sequence_length",
     "trainer.batch_warmup",
 )
+# Where it runs and what is written beside it: not worth telling.
+PLACES = ("run_dir", "resume", "logger", "trainer.device", "trainer.timeout", "trainer.peak_flops", "data.workers")
+# What a run may have filled in itself.
+FOUND = ("trainer.microbatch", "data.cache_dir", "data.cache_gib")
 # Corpora that were read from are known by their content: `gptstar.data.mixture.History` refuses others.
 FREE = (
     *("data.cache_dir", "data.cache_gib", "data.workers", "data.corpora", "tokenizer.name", "model.name"),
@@ -165,6 +169,11 @@ def refuse_changes(origin: Path, config: TrainConfig) -> None:
     changed = [told for key, told in changes(origin, config).items() if under(key, FIXED) and not under(key, FREE)]
     if changed:
         raise UserError(f"resume={config.resume}: the run was made with other settings ({'; '.join(changed)})")
+
+
+def told_changes(run: Path, config: TrainConfig) -> list[str]:
+    """Of each setting that the run was made with otherwise "KEY before -> now", but where it runs and what it found."""
+    return [told for key, told in changes(run, config).items() if not under(key, (*PLACES, *FOUND))]
 
 
 def changes(run: Path, config: TrainConfig) -> dict[str, str]:

@@ -127,10 +127,11 @@ class Trainer:
         self.state.data = self.order.as_dict
         self.ending: str | None = None  # the signal that ends the run early, once all ranks know of it
 
-    def run_to_the_end(self, run: Path, console: Console) -> Outcome:
+    def run_to_the_end(self, run: Path, console: Console, changed: Sequence[str] = ()) -> Outcome:
         """The loop: step, and every so often validate, sample, save; at a signal save and leave.
 
-        Writes into `run`, an open run folder, and tells `console`.
+        Writes into `run`, an open run folder, and tells `console`; changed: the settings that the run had otherwise
+        before it is continued.
         """
         self.run = run
         state, options, total = self.state, self.config.trainer, self.total
@@ -141,7 +142,7 @@ class Trainer:
         try:
             with self.journal.open(), fast_gradients(), self.garbage:
                 with Interrupt(launched()) as self.interrupt, self.journal.running(total):
-                    self._introduce()
+                    self._introduce(changed)
                     self._recall_range_test()
                     self._measure_tasks()  # those that an interruption kept from it
                     self._take_steps()
@@ -397,7 +398,7 @@ class Trainer:
         self.journal.note(f"{test.conclusion()} ({self.run}/lr_range.png)")
         return Outcome(self.run, self.state.step, None, None, None, test.suggested)
 
-    def _introduce(self) -> None:
+    def _introduce(self, changed: Sequence[str]) -> None:
         if not self.world.main:  # what packing wastes takes reading all documents' starts, and nobody would hear it
             return
         config, state = self.config, self.state
@@ -413,7 +414,8 @@ class Trainer:
             f"{self.device} in {self.precision}{peak}{ranks}; run folder {self.run}"
         )
         if state.step:
-            self.journal.note(f"continuing after step {state.step}")
+            other = f", with {'; '.join(changed)}" if changed else ""
+            self.journal.note(f"continuing after step {state.step}{other}")
 
 
 def _due(step: int, every: int) -> bool:

@@ -1,13 +1,8 @@
 """Rows of the table: what a target is compared with, and how numbers are said."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-from table import Row, markdown, number, ratios, said
+from benchmarks.table import Row, markdown, number, ratios, said
 
 
 def test_a_target_is_the_ratios_where_there_is_one():

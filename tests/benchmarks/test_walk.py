@@ -1,11 +1,6 @@
 """The walk takes the commands that stand in README."""
 
-import sys
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-from walk import ROOT, WALK
+from benchmarks.walk import ROOT, WALK
 
 
 def test_every_command_stands_in_readme():

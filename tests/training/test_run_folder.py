@@ -57,6 +57,17 @@ def test_a_run_made_before_a_setting_existed_can_be_resumed(train_config):
     assert train(dataclasses.replace(train_config, trainer=longer, resume=str(run))).step == 10
 
 
+def test_what_a_continued_run_does_otherwise_is_told_and_kept(train_config):
+    run = train(train_config).run
+    assert json.loads((run / "environment.json").read_text())[-1]["changed"] == []
+    longer = dataclasses.replace(train_config.trainer, max_steps=10, timeout=7)
+    slower = dataclasses.replace(train_config.optimizer, lr=1e-5)
+    train(dataclasses.replace(train_config, trainer=longer, optimizer=slower, resume=str(run)))
+    changed = [f"optimizer.lr {train_config.optimizer.lr} -> 1e-05", "trainer.max_steps 8 -> 10"]
+    assert json.loads((run / "environment.json").read_text())[-1]["changed"] == changed
+    assert f"continuing after step 8, with {'; '.join(changed)}" in (run / "train.log").read_text()
+
+
 def test_a_disk_too_small_for_a_checkpoint_is_told_before_anything_is_written(train_config, monkeypatch):
     usage = type("usage", (), {"free": 1000})
     monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda _: usage)

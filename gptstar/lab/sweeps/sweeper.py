@@ -42,12 +42,7 @@ from gptstar.lab.reading.description import STUDY_FILE, read_study
 from gptstar.model.describe import parameter_count
 from gptstar.training.config import TrainConfig
 from gptstar.training.metrics import read_metrics
-from gptstar.training.run_folder import changes, plain, under
-
-# Settings that may differ between a run and its continuation: where it runs and what is written beside it.
-PLACES = ("run_dir", "resume", "logger", "trainer.device", "trainer.timeout", "trainer.peak_flops", "data.workers")
-# ... and what a run may have filled in itself.
-FOUND = ("trainer.microbatch", "data.cache_dir", "data.cache_gib")
+from gptstar.training.run_folder import plain, told_changes
 
 
 @dataclass(frozen=True)
@@ -220,8 +215,7 @@ def finished(run: Path, config: TrainConfig) -> bool:
     """Whether a run has taken all its steps. Raises UserError where the folder holds a run with other settings."""
     if not (run / "config.yaml").is_file():
         return False
-    changed = [told for key, told in changes(run, config).items() if not under(key, (*PLACES, *FOUND))]
-    if changed:
+    if changed := told_changes(run, config):
         raise UserError(
             f"{run} holds a run with other settings ({'; '.join(changed[:5])}): choose another run_dir, or remove it"
         )
