@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, library
 
 from gptstar.cpu.native import load_operators
+from gptstar.model.compiling import constant
 
 FEW = 8  # rows; from there on a library's product of a whole matrix is faster
 
@@ -66,7 +67,7 @@ def takes_pieces(x: Tensor, pieces: Sequence[Tensor]) -> bool:
     )
 
 
-@torch.compiler.assume_constant_result
+@constant
 def available() -> bool:
     """Whether this machine could compile them."""
     return _load()

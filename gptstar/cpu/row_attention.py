@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, library
 
 from gptstar.cpu.native import load_operators
+from gptstar.model.compiling import constant
 from gptstar.model.kernels import Case, Kernel, View
 
 
@@ -41,7 +42,7 @@ class RowAttention(Kernel):
         )
 
 
-@torch.compiler.assume_constant_result
+@constant
 def available() -> bool:
     """Whether this machine could compile it."""
     return _load()

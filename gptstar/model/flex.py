@@ -8,6 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from gptstar.model.compiling import constant
 from gptstar.model.kernels import Case, Kernel, View, compute_capability
 
 
@@ -137,7 +138,7 @@ class FlexFlashAttention(FlexAttention):
         return FlexAttention.obstacle(case)
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _flash_is_installed() -> bool:
     try:
         return importlib.util.find_spec("flash_attn.cute") is not None

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gptstar.model.compiling import constant
 from gptstar.model.config import ModelConfig
 from gptstar.model.positions import NoPosition
 
@@ -100,7 +101,7 @@ def visible(slot: Tensor, key_S: Tensor, window: int) -> Tensor:
     return seen & (key_S > slot[..., None] - window) if window else seen
 
 
-@torch.compiler.assume_constant_result
+@constant
 def compute_capability(device: torch.device) -> tuple[int, int]:
     """Of a GPU: (9, 0) is Hopper. (0, 0) for what is none."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)

@@ -198,7 +198,7 @@ def test_a_checkpoint_without_its_training_folder_is_an_origin_too(train_config,
 def test_the_source_is_not_kept_in_memory_for_the_run(train_config, first, tmp_path, monkeypatch):
     alive = []
 
-    def count(self, run, display):
+    def count(*arguments):
         gc.collect()
         alive.append(sum(isinstance(thing, Origin) for thing in gc.get_objects()))
 
