@@ -24,6 +24,7 @@ from gptstar.device import free_memory, pick_device
 from gptstar.errors import UserError
 from gptstar.generation.decoding import Decoder
 from gptstar.model.config import ModelConfig
+from gptstar.model.meta import on_meta, with_storage
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.load import load
 from gptstar.progress import progress
@@ -50,7 +51,7 @@ def create_dummy_model(
 ) -> GPT:
     """The same shape, or that of `config`, with random weights in fp16. Raises UserError where memory is too small."""
     config, place = config or preset("neox_20b"), pick_device(str(device))
-    with torch.device("meta"):
+    with on_meta():
         model = GPT(config).to(torch.float16)
     needed, free = sum(p.numel() * p.element_size() for p in model.parameters()), free_memory(place)
     if needed > free:
@@ -58,7 +59,7 @@ def create_dummy_model(
             f"{config.name} takes {say_bytes(needed)} in fp16 and {place} has {say_bytes(free)} free: "
             "pass a smaller config, such as gptstar.configuration.preset('pythia_1b')"
         )
-    model = model.to_empty(device=place)
+    model = with_storage(model, place)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:

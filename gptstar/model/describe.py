@@ -6,13 +6,13 @@ import inspect
 from dataclasses import asdict, dataclass
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from gptstar.model.block import Block
 from gptstar.model.choices import BLOCKS, longest
 from gptstar.model.config import ModelConfig
 from gptstar.model.initialization import residual_scale
+from gptstar.model.meta import on_meta
 from gptstar.model.mup import channel_readers
 from gptstar.model.positions import alibi_slopes
 from gptstar.model.projections import FusedLinear
@@ -141,5 +141,5 @@ def differences(a: ModelConfig, b: ModelConfig) -> dict[str, tuple]:
 
 
 def _on_meta(config: ModelConfig) -> GPT:
-    with torch.device("meta"):
+    with on_meta():
         return GPT(config)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gptstar.errors import UserError
+from gptstar.model.meta import on_meta
 from gptstar.offload.layers import Piece
 from gptstar.offload.matrix import StoredMatrix
 from gptstar.quantization.layers import Home
@@ -72,7 +73,7 @@ class StoredBinding:
 
 
 def _sources(piece: Piece, homes: list[Home]) -> Iterator[tuple[StoredMatrix, _Source]]:
-    with torch.device("meta"):
+    with on_meta():
         theirs = [torch.empty(place.shape, dtype=place.dtype) for place in piece.places]
         made = list(piece.merge(theirs))
     storages = {tensor.untyped_storage()._cdata for tensor in theirs}

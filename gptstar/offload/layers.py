@@ -15,6 +15,7 @@ from gptstar.data.tokenizer import Tokenizer, load_tokenizer
 from gptstar.device import dtype_name
 from gptstar.errors import UserError
 from gptstar.model.config import ModelConfig
+from gptstar.model.meta import on_meta
 from gptstar.model.transformer import GPT
 from gptstar.offload.places import Place, in_pickle, in_safetensors
 from gptstar.offload.reading import Disk, Extent, new_buffer
@@ -116,7 +117,7 @@ def _of_folder(folder: Path) -> dict[str, Place]:
 
 def _native(folder: Path) -> OnDisk:
     config = native.read_config(folder)
-    with torch.device("meta"):
+    with on_meta():
         names = GPT(config).state_dict()
     try:
         pieces = _paired(config, [Entry(name, (name,)) for name in names], in_safetensors(folder / "model.safetensors"))
@@ -149,7 +150,7 @@ def _put_together(name: str, entry: Entry, halves: list[Tensor]) -> Iterable[Ten
 
 
 def _paired(config: ModelConfig, entries: list[Entry], places: dict[str, Place], ignored: tuple = ()) -> list[Piece]:
-    with torch.device("meta"):
+    with on_meta():
         targets = GPT(config).state_dict()
     wanted = {entry.theirs for entry in entries}
     found = {

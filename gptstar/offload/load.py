@@ -21,6 +21,7 @@ from gptstar.device import dtype_name, free_memory
 from gptstar.errors import UserError
 from gptstar.model.choices import BLOCKS
 from gptstar.model.config import ModelConfig
+from gptstar.model.meta import on_meta, with_storage
 from gptstar.model.transformer import GPT
 from gptstar.offload.binding import StoredBinding
 from gptstar.offload.layers import OnDisk, fill_from_disk, find_layers
@@ -177,16 +178,16 @@ def load_under_budget(
         link = copier.speed if copier else lambda: math.inf
         plan = make_plan(found, computed, budget, room, disk, gpu_budget, link, device)
         say(str(plan))
-        with torch.device("meta"):
+        with on_meta():
             model = without_blocks(found.config)
             block: nn.Module = BLOCKS[found.config.block](found.config, 0)
         _fill_outside(model, found, computed, device, disk)
         if isinstance(found, QuantizedOnDisk):
-            block = prepare_quantized(block.to(computed), found.kind).to_empty(device=device).eval()
+            block = with_storage(prepare_quantized(block.to(computed), found.kind), device).eval()
             block.requires_grad_(False)
             bind = QuantizedBinding(block, found).bind
         else:
-            block = prepare_stored(block.to(computed)).to_empty(device=device).eval()
+            block = with_storage(prepare_stored(block.to(computed)), device).eval()
             block.requires_grad_(False)
             bind = StoredBinding(block, found.layers[0]).bind
         give_back_memory()  # what putting tables together has taken
@@ -217,7 +218,7 @@ def check_dtype(device: torch.device, dtype: torch.dtype | str | None) -> None:
 
 def alike(config: ModelConfig) -> None:
     """Raises UserError for a model whose layers have different weights: a block here is one layer after another."""
-    with torch.device("meta"):
+    with on_meta():
         blocks = [BLOCKS[config.block](config, layer).state_dict() for layer in range(config.n_layer)]
     if any({k: v.shape for k, v in b.items()} != {k: v.shape for k, v in blocks[0].items()} for b in blocks):
         raise UserError(
@@ -253,7 +254,7 @@ def _check_room(found: OnDisk, kind: str, budget: int | None, room: Room, layer:
 def _fill_outside(model: GPT, found: OnDisk, computed: torch.dtype, device: torch.device, disk: Disk) -> None:
     """Tables as they are stored, all else in what is computed in."""
     if isinstance(found, QuantizedOnDisk):
-        prepare_quantized(model.to(computed), found.kind).to_empty(device=device)
+        with_storage(prepare_quantized(model.to(computed), found.kind), device)
         found.fill_outside(model, disk)
         return
     model.to(computed)
@@ -262,7 +263,7 @@ def _fill_outside(model: GPT, found: OnDisk, computed: torch.dtype, device: torc
         table = getattr(model, name)
         if table is not None:
             stored = places[f"{name}.weight"].dtype
-            with torch.device("meta"):
+            with on_meta():
                 setattr(model, name, StoredTable(table.num_embeddings, table.embedding_dim, stored, computed))
-    model.to_empty(device=device)
+    with_storage(model, device)
     fill_from_disk(found.outside, model.state_dict(), disk)

@@ -31,6 +31,7 @@ from gptstar.cpu.fast_linear import TILE
 from gptstar.errors import UserError
 from gptstar.model.choices import BLOCKS
 from gptstar.model.describe import cache_bytes_per_token
+from gptstar.model.meta import on_meta
 from gptstar.offload.layers import OnDisk, Piece
 from gptstar.offload.matrix import prepare_stored, product
 from gptstar.offload.reading import Disk, Extent, new_buffer
@@ -142,7 +143,7 @@ class Room:
 def needs(found: OnDisk, dtype: torch.dtype, room: Room) -> Needs:
     """dtype: what is computed in."""
     config, size = found.config, dtype.itemsize
-    with torch.device("meta"):
+    with on_meta():
         homes = prepare_stored(BLOCKS[config.block](config, 0)).state_dict()
     small = sum(tensor.numel() for tensor in homes.values() if isinstance(tensor, Tensor)) * size
     widest = 2 * (config.d_model + config.d_feedforward) + 3 * config.d_attention
@@ -290,7 +291,7 @@ def product_speed(found: OnDisk) -> float:
         return _best(lambda: torch.ops.gptstar.matvec_int8(x, matrix, scale), matrix.nbytes)
     dtype = found.dtype if found.dtype.is_floating_point else torch.float32
     largest = max(found.layers[0], key=lambda piece: sum(place.n_byte for place in piece.places))
-    with torch.device("meta"):
+    with on_meta():
         made = next(iter(largest.merge([torch.empty(place.shape) for place in largest.places])))
     turned = made.stride(0) == 1 and made.stride(1) > 1  # GPT-2's lie that way
     matrix = torch.zeros(k, n, dtype=dtype).t() if turned else torch.zeros(n, k, dtype=dtype)

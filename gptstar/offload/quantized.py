@@ -32,6 +32,7 @@ from gptstar.errors import UserError
 from gptstar.files import cache_folder
 from gptstar.model.choices import BLOCKS
 from gptstar.model.config import ModelConfig
+from gptstar.model.meta import on_meta, with_storage
 from gptstar.model.transformer import GPT
 from gptstar.offload.layers import OnDisk, Piece, fill_from_disk, state_of_files
 from gptstar.offload.places import Place, in_safetensors
@@ -198,7 +199,7 @@ def _make(found: OnDisk, kind: str, path: Path, disk: Disk, say: Callable[[str],
                 ("outside", found.outside, outside),
                 *((f"layer-{n:04d}", layer, block) for n, layer in enumerate(found.layers)),
             ):
-                module.to_empty(device="cpu")
+                with_storage(module, "cpu")
                 fill_from_disk(pieces, module.state_dict(), disk)
                 digests[name] = _write(part / f"{name}.safetensors", contents(module))
                 advance(1)
@@ -218,7 +219,7 @@ def _make(found: OnDisk, kind: str, path: Path, disk: Disk, say: Callable[[str],
 
 def _empty(config: ModelConfig, kind: str) -> tuple[nn.Module, nn.Module]:
     """A layer, and what is in none, without contents."""
-    with torch.device("meta"):
+    with on_meta():
         block: nn.Module = BLOCKS[config.block](config, 0)
         return prepare_quantized(block, kind), prepare_quantized(without_blocks(config), kind)
 

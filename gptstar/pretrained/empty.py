@@ -7,6 +7,7 @@ import torch
 from gptstar.device import DTYPES
 from gptstar.errors import UserError
 from gptstar.model.config import ModelConfig
+from gptstar.model.meta import on_meta, with_storage
 from gptstar.model.transformer import GPT
 from gptstar.quantization.quantize import KINDS, prepare_quantized, quantization_of
 
@@ -27,12 +28,12 @@ def empty_model(config: ModelConfig, device: torch.device | str, dtype: Dtype, s
 
     stored: what the weights were saved in.
     """
-    with torch.device("meta"):
+    with on_meta():
         model = GPT(config)
     if isinstance(dtype, str):
         exact = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
-        return prepare_quantized(model.to(dtype=exact), dtype).to_empty(device=device)
-    return model.to(dtype=dtype or stored).to_empty(device=device)
+        return with_storage(prepare_quantized(model.to(dtype=exact), dtype), device)
+    return with_storage(model.to(dtype=dtype or stored), device)
 
 
 def refuse_quantized(model: GPT) -> None:

@@ -27,8 +27,7 @@ from gptstar.model.config import ModelConfig
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.empty import Dtype, empty_model, refuse_quantized
 from gptstar.pretrained.family import Entry, fill
-from gptstar.pretrained.sharded import DAMAGE, is_sharded, read_shards
-from gptstar.pretrained.stored import Stored, in_memory, open_safetensors, save_safetensors
+from gptstar.pretrained.stored import Stored, in_memory, is_sharded, open_safetensors, save_safetensors
 
 FORMAT = "gptstar-1"
 STEP_PREFIX = "step-"
@@ -71,10 +70,15 @@ def load_native(source: str | Path, device: torch.device | str = "cpu", dtype: D
     """
     folder = find_checkpoint(source)
     config = read_config(folder)
-    end = eot_token(folder)
+    tokenizer = read_tokenizer(folder)
     model = empty_model(config, device, dtype, _stored_dtype(folder))
     load_weights(folder, model)
-    return model.eval(), load_tokenizer(str(folder / "tokenizer.json"), end)
+    return model.eval(), tokenizer
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a checkpoint."""
+    return load_tokenizer(str(folder / "tokenizer.json"), eot_token(folder))
 
 
 def eot_token(folder: Path) -> str:
@@ -105,6 +109,8 @@ def _open(folder: Path) -> Stored:
 
 def _put_together(folder: Path) -> Stored:
     """The weights of a checkpoint in shards."""
+    from gptstar.pretrained.sharded import DAMAGE, read_shards  # half a second, which few checkpoints need
+
     model = empty_model(read_config(folder), "cpu", torch.float32, torch.float32)
     try:
         read_shards(folder, model)

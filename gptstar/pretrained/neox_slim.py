@@ -32,6 +32,7 @@ from torch import Tensor
 from gptstar.data.tokenizer import Tokenizer, load_tokenizer
 from gptstar.errors import UserError
 from gptstar.model.config import ModelConfig
+from gptstar.model.meta import on_meta
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.empty import Dtype, empty_model
 from gptstar.pretrained.family import Entry, all_finite, refuse
@@ -91,7 +92,7 @@ def examine(folder: Path) -> tuple[Shards, ModelConfig, Plan]:
     shards = _open_shards(folder)
     config = infer_config(shards)
     plan = _plan(config)
-    with torch.device("meta"):
+    with on_meta():
         _check_tensors(shards, plan, GPT(config).state_dict())
     return shards, config, plan
 

@@ -22,14 +22,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.fsdp import FSDPModule
 
-FOLDER = "distributed"
+from gptstar.pretrained.stored import SHARDS
+
 # What torch raises for a folder that is damaged.
 DAMAGE = (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError, CheckpointException)
-
-
-def is_sharded(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written by this."""
-    return (checkpoint / FOLDER).is_dir()
 
 
 def write_shards(
@@ -46,7 +42,7 @@ def write_shards(
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{name}.{key}"] = value
     with _quiet():
-        written = dcp.async_save(tensors, checkpoint_id=checkpoint / FOLDER, process_group=group)
+        written = dcp.async_save(tensors, checkpoint_id=checkpoint / SHARDS, process_group=group)
     assert isinstance(written, Future)
     return written
 
@@ -62,7 +58,7 @@ def read_shards(
 
     Raises one of `DAMAGE` for a damaged folder.
     """
-    reader = dcp.FileSystemReader(checkpoint / FOLDER)
+    reader = dcp.FileSystemReader(checkpoint / SHARDS)
     tensors: dict[str, Any] = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
     if optimizer is not None:
         stored = reader.read_metadata().state_dict_metadata

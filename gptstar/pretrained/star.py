@@ -10,6 +10,7 @@ from dataclasses import asdict
 import torch
 
 from gptstar.model.config import ModelConfig
+from gptstar.model.meta import on_meta
 from gptstar.model.projections import FusedLinear
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.family import Entry, Family
@@ -32,7 +33,7 @@ def _write(config: ModelConfig) -> dict:
 
 
 def _entries(config: ModelConfig) -> list[Entry]:
-    with torch.device("meta"):
+    with on_meta():
         model = GPT(config)
     entries = []
     for path, module in model.named_modules():

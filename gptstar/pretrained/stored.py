@@ -18,7 +18,13 @@ from gptstar.errors import UserError, reason
 
 Stored = dict[str, Callable[[], Tensor]]  # {name: reads the tensor}
 SAFE_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+SHARDS = "distributed"  # the folder of a checkpoint that holds it in shards: sharded.py
 BLOCK = 2**22  # numbers that are read at a time where a whole tensor is too much
+
+
+def is_sharded(checkpoint: Path) -> bool:
+    """Whether every rank has written what it held."""
+    return (checkpoint / SHARDS).is_dir()
 
 
 def open_safetensors(path: Path) -> Stored:

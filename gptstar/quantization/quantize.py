@@ -11,6 +11,7 @@ from torch import nn
 
 from gptstar.errors import UserError
 from gptstar.model.adapters import Adapter
+from gptstar.model.meta import on_meta, with_storage
 from gptstar.model.projections import FusedLinear, Linear, TokenTable
 from gptstar.model.transformer import GPT
 from gptstar.quantization.int8 import Int8Matrix
@@ -60,9 +61,9 @@ def quantize(model: GPT, kind: str) -> GPT:
         raise UserError("the model is quantised already: its exact weights are gone, load them again")
     if not any(True for _ in model.blocks.parameters()):
         raise UserError("a model under a memory budget is quantised as it is loaded: give its dtype there")
-    with torch.device("meta"):
+    with on_meta():
         copy = GPT(model.config)
-    copy = prepare_quantized(copy.to(dtype=model.dtype), kind).to_empty(device=model.device)
+    copy = with_storage(prepare_quantized(copy.to(dtype=model.dtype), kind), model.device)
     weights = model.state_dict()
     for name, home in copy.state_dict().items():
         home.copy_(weights[name])

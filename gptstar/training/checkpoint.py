@@ -23,7 +23,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
-from gptstar.data.tokenizer import Tokenizer, load_tokenizer
+from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import UserError, reason
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.empty import empty_model
@@ -32,11 +32,11 @@ from gptstar.pretrained.native import (
     best_checkpoint,
     list_checkpoints,
     load_weights,
-    read_json,
     save_description,
     save_tensors,
 )
-from gptstar.pretrained.sharded import DAMAGE, is_sharded, read_shards, write_shards
+from gptstar.pretrained.sharded import DAMAGE, read_shards, write_shards
+from gptstar.pretrained.stored import is_sharded
 from gptstar.training.spread import gather_model, like_its_parameter
 from gptstar.training.state import TrainState
 from gptstar.training.tensor_parallel import cut_of
@@ -155,11 +155,6 @@ def restore_checkpoint(folder: Path, state: TrainState, group: dist.ProcessGroup
         raise UserError(
             f"resume={folder}: training/ is damaged ({reason(error)}): resume an older checkpoint"
         ) from error
-
-
-def read_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint."""
-    return load_tokenizer(str(folder / "tokenizer.json"), read_json(folder)["eot_token"])
 
 
 def read_progress(folder: Path) -> dict:

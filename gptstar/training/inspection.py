@@ -25,8 +25,8 @@ from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import UserError
 from gptstar.files import replace_text
 from gptstar.pretrained.load import load
-from gptstar.pretrained.native import find_checkpoint, find_run, list_checkpoints
-from gptstar.training.checkpoint import read_progress, read_tokenizer
+from gptstar.pretrained.native import find_checkpoint, find_run, list_checkpoints, read_tokenizer
+from gptstar.training.checkpoint import read_progress
 from gptstar.training.config import TrainConfig
 from gptstar.training.order import Order
 from gptstar.training.run_folder import refuse_changes

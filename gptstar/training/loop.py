@@ -13,8 +13,7 @@ from gptstar.data.tokenizer import Tokenizer, load_tokenizer
 from gptstar.environment import describe_environment
 from gptstar.errors import UserError
 from gptstar.model.choices import longest as longest_of
-from gptstar.pretrained.native import find_run
-from gptstar.training.checkpoint import read_tokenizer
+from gptstar.pretrained.native import find_run, read_tokenizer
 from gptstar.training.config import TrainConfig, check_vocabulary
 from gptstar.training.downstream import load_downstream
 from gptstar.training.metrics import check_tracker

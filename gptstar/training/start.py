@@ -12,6 +12,7 @@ from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import UserError
 from gptstar.model.adapters import is_adapter
 from gptstar.model.config import ModelConfig
+from gptstar.model.meta import on_meta
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.empty import empty_model
 from gptstar.pretrained.load import load
@@ -32,7 +33,7 @@ def read_origin(source: str, config: ModelConfig) -> Origin:
     """Loads `init_from`. Raises UserError for what cannot be loaded, or does not fit the configuration."""
     model, tokenizer = load(source, dtype=torch.float32)
     path = Path(source).expanduser()
-    with torch.device("meta"):
+    with on_meta():
         shapes = {name: tuple(tensor.shape) for name, tensor in GPT(config).state_dict().items()}
     theirs = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     wrong = [f"{name} is missing" for name in shapes.keys() - theirs.keys() if not is_adapter(name)]

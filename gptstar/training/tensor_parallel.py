@@ -30,6 +30,7 @@ from gptstar.model.attention import AttentionCore
 from gptstar.model.block import SharedParallelBlock
 from gptstar.model.choices import attends_only
 from gptstar.model.matmul import linear
+from gptstar.model.meta import on_meta
 from gptstar.model.positions import SCHEMES, ALiBi
 from gptstar.model.projections import FusedLinear, Linear
 from gptstar.model.transformer import GPT
@@ -97,7 +98,7 @@ class ColumnParallel(FusedLinear):
 
     def __init__(self, whole: FusedLinear, mesh: DeviceMesh) -> None:
         parts = {name: width // mesh.size() for name, width in whole.parts.items()}
-        with torch.device("meta"):
+        with on_meta():
             super().__init__(parts, whole.weight.shape[1], bias=whole.biased)
         self.mesh = mesh
         self.weight = _cut(whole.weight, Cut(mesh, 0, [*whole.parts.values()]))
@@ -113,7 +114,7 @@ class RowParallelSum(FusedLinear):
 
     def __init__(self, whole: FusedLinear, mesh: DeviceMesh) -> None:
         parts = {name: width // mesh.size() for name, width in whole.parts.items()}
-        with torch.device("meta"):
+        with on_meta():
             super().__init__(parts, whole.weight.shape[0], join="inputs", bias=whole.biased)
         self.mesh, self.bias = mesh, whole.bias
         self.weight = _cut(whole.weight, Cut(mesh, 1, [*whole.parts.values()]))

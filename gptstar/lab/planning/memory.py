@@ -10,13 +10,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from gptstar.model.adapters import freeze_all_but_adapters
 from gptstar.model.config import ModelConfig
 from gptstar.model.folded import folded_widths
 from gptstar.model.loss import CHUNK_ELEMENTS, GPU_CHUNK_ELEMENTS
+from gptstar.model.meta import on_meta
 from gptstar.model.positions import SCHEMES
 from gptstar.model.projections import FusedLinear, Linear
 from gptstar.model.transformer import GPT
@@ -76,7 +76,7 @@ class Weights:
 
 def weights(config: ModelConfig, how: Setting) -> Weights:
     """Counted on a model without memory; with tensor parallelism a device's own, before fsdp cuts them up."""
-    with torch.device("meta"):
+    with on_meta():
         model = GPT(config)
     if how.trainable == "adapters":
         freeze_all_but_adapters(model)

@@ -13,8 +13,7 @@ from gptstar.lab.reading.metrics import metric_rows
 from gptstar.lab.reading.runs import HeldOut, Run
 from gptstar.lab.reading.series import curves, first_bad_step
 from gptstar.lab.reading.settings import budget, seed_of, size, variant_of
-from gptstar.pretrained.native import list_checkpoints, read_run_config
-from gptstar.training.checkpoint import read_tokenizer
+from gptstar.pretrained.native import list_checkpoints, read_run_config, read_tokenizer
 
 
 def read_run(path: str | Path) -> Run:
