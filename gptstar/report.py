@@ -13,9 +13,10 @@ from gptstar.evaluation.baselines import BASELINES, baseline_rows
 from gptstar.evaluation.comparison import compare
 from gptstar.evaluation.report import (
     comparison_markdown,
-    comparison_table,
+    comparison_tables,
     draw_sweeps,
     find_results,
+    remarks,
     write_markdown,
 )
 from gptstar.evaluation.results import read_results
@@ -58,7 +59,10 @@ def report(config: ReportConfig, console: Console | None = None) -> Path:
     target = folder / "comparison.md"
     target.write_text(comparison_markdown(comparison, plots, chart), encoding="utf-8")
     if console is not None:
-        console.print(comparison_table(comparison))
+        for table in comparison_tables(comparison, console.width):
+            console.print(table)
+        for remark in remarks(comparison):
+            console.print(remark, highlight=False, markup=False, soft_wrap=True)
         console.print(f"{target} has the rest", highlight=False, markup=False)
     return target
 

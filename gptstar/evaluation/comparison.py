@@ -84,6 +84,11 @@ class Entry:
         """Whether it is a baseline that was not measured here."""
         return bool(self.rows[0].get("published"))
 
+    @property
+    def shown(self) -> bool:
+        """Whether the main table has it: what was measured here, even if nothing of it can be compared."""
+        return bool(self.cells) or not self.published
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -123,10 +128,12 @@ def compare(rows: Iterable[dict], reference: str | None = None) -> Comparison:
     A checkpoint measured with several dtypes, contexts or numbers of documents is an entry for each. Where a figure is
     there twice the later one counts. UserError for an unknown reference.
     """
-    entries = _entries([row for row in rows if row.get("task") not in NOT_COMPARABLE])
-    if not entries:
-        raise UserError("there are no results to compare: measure tasks with evaluate.py first")
-    measured = [entry for entry in entries if not entry.published]
+    rows = list(rows)
+    if all(row.get("task") in NOT_COMPARABLE for row in rows):
+        own = "; held-out loss, of each run's own text, is compared by compare.py" if rows else ""
+        raise UserError(f"there are no results to compare: measure tasks with evaluate.py first{own}")
+    entries = _entries(rows)
+    measured = sorted((entry for entry in entries if not entry.published), key=lambda entry: not entry.cells)
     known = {str(entry.rows[0].get("baseline")): entry for entry in entries if entry.published}
     known |= {entry.label: entry for entry in entries}
     if reference is not None and reference not in known:
@@ -138,15 +145,17 @@ def compare(rows: Iterable[dict], reference: str | None = None) -> Comparison:
 def _entries(rows: list[dict]) -> list[Entry]:
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
-        if row.get("kind") != "perplexity":
+        if not _has_own_context(row):
             key = (row.get("checkpoint"), row.get("dtype"), row.get("max_length"), row.get("limit"))
             groups.setdefault(key, []).append(row)
     for row in rows:
-        if row.get("kind") == "perplexity":  # has its own context: joins what else was measured of the model
+        if _has_own_context(row):  # joins what else was measured of the model
             same = [key for key in groups if key[:2] == (row.get("checkpoint"), row.get("dtype"))]
             groups.setdefault(same[0] if same else (row.get("checkpoint"), row.get("dtype"), None, None), []).append(
                 row
             )
+    position = {id(row): number for number, row in enumerate(rows)}
+    groups = dict(sorted(groups.items(), key=lambda group: min(position[id(row)] for row in group[1])))
     names = labels(str(checkpoint) for checkpoint, *_ in groups)
     entries = []
     for key, found in groups.items():
@@ -164,8 +173,14 @@ def _entries(rows: list[dict]) -> list[Entry]:
     return entries
 
 
+def _has_own_context(row: dict) -> bool:
+    return row.get("kind") == "perplexity" or row.get("task") in NOT_COMPARABLE
+
+
 def _cells(row: dict) -> dict[Column, Cell]:
-    found = {}
+    found: dict[Column, Cell] = {}
+    if row.get("task") in NOT_COMPARABLE:
+        return found
     for name, metric in row.get("metrics", {}).items():
         value, higher = metric.get("value"), _higher_is_better(name, metric.get("higher_is_better"))
         if isinstance(value, int | float) and (setting := _setting(row, name)) is not None:

@@ -8,12 +8,14 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
+from gptstar.environment import door_command
 from gptstar.errors import UserError
 from gptstar.evaluation.comparison import Cell, Column, Comparison, Entry
 from gptstar.evaluation.contexts import TITLES, Sweep, draw_sweep, sweep_table, sweeps
 from gptstar.evaluation.labels import markdown
 from gptstar.evaluation.results import read_results
 
+FRAME = 3  # characters around a cell of a table in a terminal
 FILES = ("results.json", "perplexity.json")
 LEGEND = """\
 **Bold**: the best of its column. ▲ ▼: better or worse than {reference} by more than two standard errors of the
@@ -79,12 +81,13 @@ def comparison_markdown(comparison: Comparison, plots: list[tuple[Sweep, Path | 
     if comparison.columns:
         table = [_line(header), _line(["---"] * len(header))]
         for entry in comparison.entries:
-            if entry.cells:
+            if entry.shown:
                 label, *cells = _cells(comparison, entry, _bold_markdown)
                 table.append(_line([markdown(label), *cells]))
         lines += ["\n".join(table), LEGEND.format(reference=markdown(comparison.reference.label))]
         if any(column.task in ("wikitext", "wikitext2") for column in comparison.columns):
             lines.append(TWO_PERPLEXITIES)
+        lines += [markdown(remark) for remark in remarks(comparison)]
     if chart is not None:
         lines.append(f"![accuracies]({chart.name})")
     for sweep, plot in plots:
@@ -102,17 +105,44 @@ def comparison_markdown(comparison: Comparison, plots: list[tuple[Sweep, Path | 
     return "\n\n".join(lines) + "\n"
 
 
-def comparison_table(comparison: Comparison) -> Table:
-    """The main table for a terminal: models side by side, a figure a line, because screens are narrow."""
-    entries = [entry for entry in comparison.entries if entry.cells]
+def comparison_tables(comparison: Comparison, width: int) -> list[Table]:
+    """The main table for a terminal of `width` characters: models side by side, a figure a line; more tables where they
+    do not fit into one.
+    """
+    titles = ["parameters", "tokens", *(column.title for column in comparison.columns)]
+    beside: list[list[Entry]] = []
+    room = 0
+    for entry in comparison.entries:
+        if not entry.shown:
+            continue
+        label, *cells = _cells(comparison, entry, str)
+        needed = max(map(len, [*label.split(), *cells])) + FRAME
+        if not beside or room < needed:
+            beside.append([])
+            room = width - max(map(len, titles)) - FRAME - 1
+        beside[-1].append(entry)
+        room -= needed
+    return [_table(comparison, titles, entries) for entries in beside]
+
+
+def _table(comparison: Comparison, titles: list[str], entries: list[Entry]) -> Table:
     table = Table("")
     for entry in entries:
         table.add_column(escape(entry.label), justify="right")
     columns = [_cells(comparison, entry, _bold_terminal) for entry in entries]
-    titles = ["parameters", "tokens", *(column.title for column in comparison.columns)]
     for place, title in enumerate(titles, 1):
         table.add_row(escape(title), *(cells[place] for cells in columns))
     return table
+
+
+def remarks(comparison: Comparison) -> list[str]:
+    """What a reader would look for in vain."""
+    lone = [entry for entry in comparison.entries if not entry.cells and not entry.published]
+    return [
+        f"{entry.label}: nothing that others have was measured yet; "
+        f"{door_command('evaluate')} checkpoint={entry.rows[0].get('checkpoint')} measures it"
+        for entry in lone
+    ]
 
 
 def _cells(comparison: Comparison, entry: Entry, bold: Callable[[str], str]) -> list[str]:

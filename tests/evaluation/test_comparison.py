@@ -174,3 +174,5 @@ def test_the_reference_is_the_first_measured_one_or_named():
         compare(rows, "c")
     with pytest.raises(UserError, match="there are no results to compare"):
         compare([])
+    with pytest.raises(UserError, match=r"with evaluate.py first; held-out loss, .* is compared by compare\.py"):
+        compare([row("a", "held_out")])

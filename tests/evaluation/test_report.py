@@ -14,10 +14,11 @@ from gptstar.evaluation.baselines import baseline_rows
 from gptstar.evaluation.comparison import Cell, Column, compare
 from gptstar.evaluation.report import (
     comparison_markdown,
-    comparison_table,
+    comparison_tables,
     draw_sweeps,
     figure,
     find_results,
+    remarks,
     write_markdown,
 )
 from gptstar.evaluation.results import FORMAT
@@ -139,10 +140,36 @@ def test_everything_a_reader_needs_to_cite_a_number_is_there():
 def test_a_terminal_gets_the_same_figures():
     console = Console(file=io.StringIO(), width=120)
     rows = [task_row("a", 0.6), task_row("b [x]", 0.65), *baseline_rows(["gpt127"])]
-    console.print(comparison_table(compare(rows)))
+    (table,) = comparison_tables(compare(rows), console.width)
+    console.print(table)
     lines = console.file.getvalue().splitlines()
     assert all(label in lines[1] for label in ("a", "b [x]", "GPT-127*"))
     assert any("PIQA acc %" in line and "60.00 ± 1.00" in line and "65.00 ± 1.00 ▲" in line for line in lines)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 400])
+def test_a_narrow_terminal_gets_more_tables_and_no_word_is_cut(width):
+    console = Console(file=io.StringIO(), width=width)
+    comparison = compare([task_row("a", 0.6), *baseline_rows(["all"])])
+    tables = comparison_tables(comparison, width)
+    for table in tables:
+        console.print(table)
+    said = console.file.getvalue()
+    assert len(tables) == {60: 5, 80: 3, 120: 2, 400: 1}[width] and "…" not in said
+    assert said.count("LAMBADA ppl ↓ ") == len(tables) and "60.00 ± 1.00" in said and "70.20" in said
+
+
+def test_what_was_measured_has_its_row_even_where_nothing_can_be_compared():
+    held_out = task_row("a", 0, task="held_out", metrics={"loss": {"value": 3.2}}, max_length=256)
+    comparison = compare([held_out, task_row("b", 0.6), *baseline_rows(["gpt127"])])
+    text = comparison_markdown(comparison, [], None)
+    assert [entry.label for entry in comparison.entries] == ["a", "b", "GPT-127*"]
+    assert "| a | 2.58M | 1.23M | - |" in text and "better or worse than b by" in text
+    assert "| held_out | loss | 3.200 | 1,838 | 0 | 256 |" in text
+    (said,) = remarks(comparison)
+    assert said.endswith("evaluate.py checkpoint=runs/a/checkpoints/step-00000600 measures it") and said in text
+    together = compare([held_out, task_row("a", 0.6)])  # another context, but the same model
+    assert [entry.label for entry in together.entries] == ["a"] and not remarks(together)
 
 
 def test_sweeps_are_shown_with_published_ones_but_not_for_their_own_sake(tmp_path):
