@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import socket
 import threading
 import time
@@ -24,13 +25,20 @@ from support import tiny_model
 CONTEXT = 128  # tokens
 
 
-def write_model(path: Path, seed: int = 0) -> Path:
-    """Random weights over tokens that are nearly all single bytes: much of what it writes is parts of characters."""
+def write_model(path: Path, seed: int = 0, ends: bool = True) -> Path:
+    """Random weights over tokens that are nearly all single bytes: much of what it writes is parts of characters.
+
+    ends: whether it may end a text by itself. A test that stops one would find it ended, once in a hundred runs.
+    """
     tokenizer = train_tokenizer(["a b c d e f é € " * 20], TokenizerConfig(vocab_size=280))
     torch.manual_seed(seed)
     config = tiny_model(vocab_size=tokenizer.vocab_size, context=CONTEXT, position="learned", init_std=0.3, n_head=4)
+    config = dataclasses.replace(config, head_bias=True)
+    model = GPT(config).eval()
+    with torch.no_grad():
+        model.head_bias[tokenizer.eot_id] = 0 if ends else -1e4
     path.mkdir(parents=True)
-    save_weights(path, GPT(config).eval(), tokenizer, {})
+    save_weights(path, model, tokenizer, {})
     return path
 
 

@@ -43,7 +43,7 @@ REFUSED = "Failed to load resource: the server responded with a status of"
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> list[Path]:
     folder = tmp_path_factory.mktemp("models")
-    return [write_model(folder / "first"), write_model(folder / "second", 1)]
+    return [write_model(folder / "first", 0, ends=False), write_model(folder / "second", 1, ends=False)]
 
 
 @pytest.fixture
@@ -135,7 +135,8 @@ def test_text_comes_in_steps_and_stop_ends_the_work(models, visit):
             )
             assert "stopped by you" in await page.evaluate("document.querySelector('.facts').textContent")
             here.allow(1)
-            await asyncio.to_thread(wait_until, lambda: here.ended == ["cancelled"])
+            await asyncio.to_thread(wait_until, lambda: here.ended)
+            assert here.ended == ["cancelled"]
             here.allow()
             await click(page, "#generate")
             await until(page, DONE)
