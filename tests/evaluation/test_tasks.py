@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gptstar.errors import UserError
-from gptstar.evaluation.tasks import load_tasks
+from gptstar.evaluation.tasks import _leaves, _manager, load_tasks
 from support import write_tasks
 
 TASKS = ["lambada_openai", "wikitext", "piqa", "hellaswag", "winogrande"]
@@ -93,3 +93,23 @@ def test_without_a_network_the_hub_is_named_as_what_is_missing():
 def test_an_unknown_task_offers_the_closest(data_dir):
     with pytest.raises(UserError, match=r"task 'helaswag' is unknown .* did you mean hellaswag, "):
         load_tasks(["helaswag"], str(data_dir))
+
+
+@pytest.mark.slow  # the harness reads all of its definitions
+def test_a_tag_and_a_group_of_groups_are_the_tasks_they_stand_for(tmp_path):
+    question = {"id": "1", "question": "What melts?", "choices": {"text": ["ice", "fire"], "label": ["A", "B"]}}
+    arc = json.dumps({**question, "answerKey": "A"})
+    subject = json.dumps(
+        {"question": "What melts?", "choices": ["ice", "fire", "air", "law"], "answer": 0, "subject": "x"}
+    )
+    leaves = _leaves(_manager(["mmlu"]), "mmlu")
+    assert len(leaves) == len(set(leaves)) == 57
+    for name in ("arc_easy", "arc_challenge", *leaves):
+        (tmp_path / f"{name}.jsonl").write_text((arc if name.startswith("arc") else subject) + "\n")
+    tag, group = load_tasks(["ai2_arc", "mmlu"], str(tmp_path))
+    assert sorted(tag.loaded["tasks"]) == ["arc_challenge", "arc_easy"] and len(tag.files) == 2
+    assert sorted(group.loaded["tasks"]) == sorted(leaves) and len(group.files) == 57
+    assert tag.loaded["tasks"]["arc_easy"].doc_to_text(json.loads(arc)) == "Question: What melts?\nAnswer:"
+    (tmp_path / "arc_easy.jsonl").unlink()
+    with pytest.raises(UserError, match=r"arc_easy\.jsonl does not exist: task arc_easy needs it"):
+        load_tasks(["ai2_arc"], str(tmp_path))
