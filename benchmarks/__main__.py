@@ -78,9 +78,7 @@ BENCHMARKS = (
     ),
     Benchmark("context_memory", "peak memory of a window of 8192 tokens", ("--contexts", "8192", "--whole")),
     Benchmark("kill_resume", "runs killed and resumed, against one left alone", ("--kills", "3")),
-    Benchmark(
-        "scaling", "memory and traffic of ranks, against the formula", ("--model", "star_3m", "--ranks", "1", "2")
-    ),
+    Benchmark("scaling", "memory and traffic of ranks, against the formula", ("--ranks", "1", "2")),
     Benchmark("plan", "planned seconds of a step against measured ones", ("--rounds", "1")),
 )
 # Targets that need a GPU, or runs of hours: said in the table, so that none is passed over in silence.

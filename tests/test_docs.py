@@ -29,3 +29,8 @@ def test_files_of_the_project_that_are_named_are_there(page):
         if not (ROOT / path).exists() and path != "configs/experiment/mine.yaml"
     ]
     assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_nothing_is_left_to_fill_in(page):
+    assert not re.findall(r"@[A-Z_]+@|\bTODO\b|\bTBD\b|\bXXX\b", page.read_text())
