@@ -19,11 +19,12 @@ if __name__ == "__main__":
     from gptstar.environment import door_command
     from gptstar.errors import EXIT_INTERRUPTED, EXIT_NONFINITE, complain, rank_by_launcher
     from gptstar.training.config import TrainConfig
-    from gptstar.training.loop import train
-    from gptstar.training.trainer import NonFiniteLoss
 
     def main(config: TrainConfig) -> None:
         """One run, and what to try after it."""
+        from gptstar.training.loop import train  # a second, which --help and a mistyped setting need not wait for
+        from gptstar.training.trainer import NonFiniteLoss
+
         try:
             outcome = train(config, Console())
         except NonFiniteLoss as error:
