@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import hypothesis
@@ -25,6 +27,7 @@ from gptstar.configuration import run_door
 from gptstar.data.config import DataConfig
 from gptstar.data.tokenizer import TokenizerConfig
 from gptstar.lab.sweeps.plugins import PLUGINS
+from gptstar.training import garbage
 from gptstar.training.config import TrainConfig, TrainerConfig
 from gptstar.training.loop import train
 from support import tiny_model, write_corpus
@@ -32,6 +35,9 @@ from support import tiny_model, write_corpus
 # The same examples every time, however slow the machine.
 hypothesis.settings.register_profile("here", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("here")
+
+# Every run of a test would search all that pytest and all libraries hold: minutes of the whole suite.
+garbage.search_all = partial(gc.collect, 1)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from gptstar.errors import UserError
+from gptstar.evaluation import tasks
 from gptstar.evaluation.tasks import _leaves, _manager, load_tasks
 from support import write_tasks
 
@@ -96,13 +97,15 @@ def test_an_unknown_task_offers_the_closest(data_dir):
 
 
 @pytest.mark.slow  # the harness reads all of its definitions
-def test_a_tag_and_a_group_of_groups_are_the_tasks_they_stand_for(tmp_path):
+def test_a_tag_and_a_group_of_groups_are_the_tasks_they_stand_for(tmp_path, monkeypatch):
     question = {"id": "1", "question": "What melts?", "choices": {"text": ["ice", "fire"], "label": ["A", "B"]}}
     arc = json.dumps({**question, "answerKey": "A"})
     subject = json.dumps(
         {"question": "What melts?", "choices": ["ice", "fire", "air", "law"], "answer": 0, "subject": "x"}
     )
-    leaves = _leaves(_manager(["mmlu"]), "mmlu")
+    manager = _manager(["ai2_arc", "mmlu"])
+    monkeypatch.setattr(tasks, "_manager", lambda names: manager)
+    leaves = _leaves(manager, "mmlu")
     assert len(leaves) == len(set(leaves)) == 57
     for name in ("arc_easy", "arc_challenge", *leaves):
         (tmp_path / f"{name}.jsonl").write_text((arc if name.startswith("arc") else subject) + "\n")

@@ -1,6 +1,7 @@
 """compare.py from its command line to its files."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,10 +33,24 @@ def compare(door):
     return call
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """Where `study` is kept once it has been made."""
+    return tmp_path_factory.mktemp("trained") / "study"
+
+
 @pytest.fixture
-def study(train_config, tmp_path) -> Path:
+def study(train_config, tmp_path, trained) -> Path:
     """Two variants, two seeds, as `StudySweeper` leaves them."""
-    folder, runs = tmp_path / "study", {}
+    folder = tmp_path / "study"
+    if not trained.exists():
+        _train_study(train_config, trained)
+    shutil.copytree(trained, folder)
+    return folder
+
+
+def _train_study(train_config, folder: Path) -> None:
+    runs = {}
     for name, d_ff in (("narrow", 24), ("wide", 48)):
         for seed in (0, 1):
             config = replace(train_config, run_dir=str(folder / f"{name}-{seed}"))
@@ -52,7 +67,6 @@ def study(train_config, tmp_path) -> Path:
         "runs": runs,
     }
     (folder / "study.yaml").write_text(yaml.safe_dump(about))
-    return folder
 
 
 def test_a_study_becomes_a_report_and_an_entry_of_the_log(compare, study, capsys):
