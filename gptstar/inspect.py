@@ -11,7 +11,8 @@ WIDTH = 120  # characters, at least: tables in a narrower terminal, or in a file
 if __name__ == "__main__":
     from rich.console import Console
 
-    from gptstar.training.inspection import InspectConfig, inspect, write_inspection
+    from gptstar.training.inspection import InspectConfig, inspect
+    from gptstar.training.inspection_files import write_inspection
     from gptstar.training.inspection_text import show_inspection
 
     def main(config: InspectConfig) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,7 +20,7 @@ from gptstar.data.packing import Waste
 from gptstar.data.prepare import Prepared, prepare
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import UserError
-from gptstar.files import replace_text
+from gptstar.files import make_folder
 from gptstar.pretrained.load import load
 from gptstar.pretrained.native import find_checkpoint, find_run, list_checkpoints, read_tokenizer
 from gptstar.training.checkpoint import read_progress
@@ -206,8 +203,7 @@ def inspect(config: InspectConfig, console: Console | None = None) -> Inspection
     """Prepares what is not prepared yet and looks. Raises UserError as training would, and for what is out of range."""
     config.check()
     if config.output_dir is not None:  # before any work
-        with _writable(config.output_dir) as folder:
-            folder.mkdir(parents=True, exist_ok=True)
+        make_folder(Path(config.output_dir).expanduser())
     start = None
     if config.resume:
         run = find_run(config.resume)
@@ -291,24 +287,3 @@ def mixture_table(order: Order, data: Prepared, step: int) -> dict[str, Row]:
             taken[source.name] / source.n_window,
         )
     return rows
-
-
-def write_inspection(found: Inspection, output_dir: str) -> list[Path]:
-    """inspection.json and inspection.png. Raises UserError where they cannot be written."""
-    from gptstar.training.inspection_plot import draw_inspection
-
-    with _writable(output_dir) as folder:
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = [folder / "inspection.json", folder / "inspection.png"]
-        replace_text(paths[0], json.dumps(found.as_dict(), indent=1, ensure_ascii=False) + "\n")
-        draw_inspection(found, paths[1])
-    return paths
-
-
-@contextmanager
-def _writable(output_dir: str) -> Iterator[Path]:
-    try:
-        yield Path(output_dir).expanduser()
-    except OSError as error:
-        said = error.strerror or error
-        raise UserError(f"output_dir={output_dir} cannot be written ({said}): choose another one") from error

@@ -16,7 +16,8 @@ from gptstar.data.tokenizer import TokenizerConfig
 from gptstar.errors import UserError
 from gptstar.pretrained.native import FORMAT
 from gptstar.training.config import BatchWarmup, LengthWarmup, TrainerConfig
-from gptstar.training.inspection import InspectConfig, inspect, mixture_table, read_window, write_inspection
+from gptstar.training.inspection import InspectConfig, inspect, mixture_table, read_window
+from gptstar.training.inspection_files import write_inspection
 from gptstar.training.inspection_text import show_inspection
 from gptstar.training.order import Order
 from gptstar.training.run_folder import open_run_folder
@@ -174,7 +175,7 @@ def read_names(config, step, row) -> str:
     [
         ({"window": 4, "step": 5}, "window=4 is out of range: step 5 has 4 sequences, 0 to 3"),
         ({"resume": "nowhere"}, "nowhere: no such run or checkpoint folder"),
-        ({"output_dir": "/proc/look"}, "output_dir=/proc/look cannot be written"),
+        ({"output_dir": "/proc/look"}, "output_dir=/proc/look cannot be made"),
         ({"step": -1}, "step=-1 must be at least 0"),
     ],
 )
