@@ -135,9 +135,7 @@ def find_checkpoint(source: str | Path) -> Path:
     steps = list_checkpoints(run)
     if steps:
         return best_checkpoint(steps) if which == "best" else steps[-1]
-    if (run / "checkpoints").is_dir():
-        raise UserError(f"{source} has no checkpoint yet")
-    if (run / "config.yaml").is_file():
+    if (run / "checkpoints").is_dir() or (run / "config.yaml").is_file():
         raise UserError(f"{source} has no checkpoint yet: train it on with train.py resume={run}")
     if path.exists():
         raise UserError(
