@@ -23,11 +23,11 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from ranks import Ranks
 
+from gptstar import garbage
 from gptstar.configuration import run_door
 from gptstar.data.config import DataConfig
 from gptstar.data.tokenizer import TokenizerConfig
 from gptstar.lab.sweeps.plugins import PLUGINS
-from gptstar.training import garbage
 from gptstar.training.config import TrainConfig, TrainerConfig
 from gptstar.training.loop import train
 from support import tiny_model, write_corpus

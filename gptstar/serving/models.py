@@ -280,6 +280,11 @@ class Models:
             await served.load(sum(other.held for other in self.served.values()))
 
     @property
+    def settled(self) -> bool:
+        """Whether each model is ready or has failed."""
+        return all(served.state in ("ready", "failed") for served in self.served.values())
+
+    @property
     def hopeless(self) -> str | None:
         """Why no model will ever answer, or None while one may."""
         failures = [served.failure for served in self.served.values()]

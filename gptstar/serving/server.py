@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gptstar.errors import UserError
+from gptstar.garbage import LongLived
 from gptstar.serving.app import create_app
 from gptstar.serving.models import Models
 from gptstar.serving.settings import ServerSettings
@@ -65,6 +66,7 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, models: Models, seconds: float) -> None:
         super().__init__(config)
         self.models, self.seconds = models, seconds
+        self._long_lived = LongLived()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # Python calls it between two instructions of the loop's thread, so it does no more than this; main_loop looks
@@ -73,10 +75,17 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second. Where no model will ever answer, the server ends, for whoever is to start it again."""
+        """Ten times a second. Where no model will ever answer, the server ends, for whoever is to start it again.
+
+        Once all models are there, what the process holds is set aside: a body of a megabyte can make so many objects
+        that Python searches them all for garbage, and streams wait a tenth of a second for that.
+        """
+        if self.models.settled:
+            self._long_lived.set_aside()
         return self.models.hopeless is not None or await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._long_lived.release()
         log.info("ending: requests have %g s to come to their end", self.seconds)
         end = time.monotonic() + self.seconds
         draining = asyncio.create_task(self.models.drain(self.seconds))

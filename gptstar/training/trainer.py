@@ -19,6 +19,7 @@ from gptstar.data.prepare import Prepared
 from gptstar.device import autocast, pick_precision
 from gptstar.errors import UserError
 from gptstar.evaluation.held_out import HeldOutLoss, held_out_losses, loss_within_documents
+from gptstar.garbage import GarbageCollection
 from gptstar.generation.generate import generate
 from gptstar.model.adapters import freeze_all_but_adapters
 from gptstar.model.describe import flops_per_token, parameter_count
@@ -29,7 +30,6 @@ from gptstar.training.checkpoint import Checkpoints, read_progress, restore_chec
 from gptstar.training.config import TrainConfig
 from gptstar.training.downstream import measure_downstream
 from gptstar.training.feed import Feed
-from gptstar.training.garbage import GarbageCollection
 from gptstar.training.interrupt import Interrupt
 from gptstar.training.journal import Journal
 from gptstar.training.lr_range import RangeTest

@@ -75,7 +75,7 @@ def serve(settings) -> Iterator[Callable[..., TestClient]]:
 def within(app: FastAPI) -> Iterator[TestClient]:
     """Waits for the models, whether they become ready or fail."""
     with TestClient(app, raise_server_exceptions=False) as client:
-        wait_until(lambda: all(s.state in ("ready", "failed") for s in app.state.models.served.values()))
+        wait_until(lambda: app.state.models.settled)
         yield client
 
 
@@ -97,7 +97,7 @@ def listen(settings) -> Iterator[Callable[..., SimpleNamespace]]:
         made.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
         running.append(made)
         wait_until(lambda: server.started)
-        wait_until(lambda: all(s.state in ("ready", "failed") for s in app.state.models.served.values()))
+        wait_until(lambda: app.state.models.settled)
         return made
 
     yield start

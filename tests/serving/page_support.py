@@ -66,8 +66,7 @@ class Site:
             served.finished = lambda job, how: self.ended.append(how)
 
     def ready(self) -> Site:
-        served = self.app.state.models.served.values()
-        wait_until(lambda: all(each.state in ("ready", "failed") for each in served))
+        wait_until(lambda: self.app.state.models.settled)
         return self
 
     def hold(self) -> None:

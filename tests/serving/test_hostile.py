@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from itertools import pairwise
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptstar.errors import UserError
+from gptstar.garbage import LongLived
 from gptstar.generation.engine import Engine
 from gptstar.generation.settings import SamplingSettings
 
@@ -190,9 +192,18 @@ def memory() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
+@pytest.fixture
+def as_in_a_server():
+    """What this process holds, hundreds of tests above all, is not searched for garbage at each request."""
+    long_lived = LongLived()
+    long_lived.set_aside()
+    yield
+    long_lived.release()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-def test_all_of_it_takes_little_time_and_no_memory(client):
+def test_all_of_it_takes_little_time_and_no_memory(client, as_in_a_server):
     """Processor time, so that a busy machine does not decide."""
     bodies = {name: json.dumps({"text": {"plain": text}}).encode() for name, text in LONG.items()}
     bodies |= {f"{name}, prompt": json.dumps({"prompt": text}).encode() for name, text in LONG.items()} | BAD
@@ -225,3 +236,22 @@ def test_all_of_it_takes_little_time_and_no_memory(client):
     print(f"memory grew by {grown}; ", {which: round(seconds[which], 2) for which in longest})
     assert seconds[longest[-1]] < 1
     assert min(grown) < 1e6  # what is lost is lost every time
+
+
+def test_what_a_server_has_is_not_searched_at_a_large_request_until_it_ends(listen, wait_until):
+    before = gc.get_freeze_count()
+    made = listen()
+    wait_until(lambda: gc.get_freeze_count() > before)
+    body = json.dumps({"prompt": "a", "top_k": [[None]] * 100_000})
+    searched = []
+    gc.callbacks.append(lambda phase, info: searched.append(len(gc.get_objects())) if info["generation"] == 2 else None)
+    try:
+        gc.collect()
+        answer = made.client.post("/v1/completions", content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 400
+    finally:
+        gc.callbacks.pop()
+    assert max(searched) < 200_000  # what this process holds are more; the body has 100,000
+    made.server.should_exit = True
+    made.thread.join(30)
+    assert gc.get_freeze_count() <= before

@@ -3,7 +3,7 @@ import weakref
 
 import pytest
 
-from gptstar.training.garbage import GarbageCollection
+from gptstar.garbage import GarbageCollection, LongLived
 
 
 class Cycle:
@@ -43,3 +43,35 @@ def test_everything_is_as_before_even_after_an_error(enabled):
         assert gc.get_freeze_count() <= frozen
     finally:
         (gc.enable if was else gc.disable)()
+
+
+@pytest.fixture
+def long_lived():
+    made = LongLived()
+    yield made
+    made.release()
+
+
+def test_garbage_that_is_there_already_is_not_kept(long_lived):
+    watched = weakref.ref(Cycle())
+    long_lived.set_aside()
+    assert watched() is None
+
+
+def test_what_becomes_garbage_later_is_still_found(long_lived):
+    long_lived.set_aside()
+    watched = weakref.ref(Cycle())
+    gc.collect()
+    assert watched() is None
+
+
+def test_what_is_released_is_searched_again(long_lived):
+    cycle = Cycle()
+    watched = weakref.ref(cycle)
+    long_lived.set_aside()
+    del cycle
+    gc.collect()
+    assert watched() is not None
+    long_lived.release()
+    gc.collect()
+    assert watched() is None
