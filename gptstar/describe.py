@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field, fields
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -111,12 +112,13 @@ def _sight(model: ModelConfig) -> str:
 def _components(console: Console, model: ModelConfig, n_token: int) -> None:
     rows = components(model, n_token)
     n, flops = sum(row.parameters for row in rows), sum(row.flops for row in rows)
-    table = Table("component", title=f"{model.n_layer} layers (*) over {n_token} tokens", title_justify="left")
-    for column in ("parameters", "share", "fp32", "forward FLOPs a token", "share", "init std"):
+    table = _table(f"{model.n_layer} layers (*) over {n_token} tokens")
+    table.add_column("component", overflow="fold")
+    for column in ("parameters", "share", "fp32", "forward FLOPs\na token", "share", "init std"):
         table.add_column(column, justify="right")
     for row in rows:
         table.add_row(
-            row.name,
+            row.name.replace("blocks.*", "*"),
             f"{row.parameters:,}" if row.parameters else "",
             f"{row.parameters / n:.1%}" if row.parameters else "",
             say_bytes(4 * row.parameters) if row.parameters else "",
@@ -130,8 +132,15 @@ def _components(console: Console, model: ModelConfig, n_token: int) -> None:
     console.print(table)
 
 
+def _table(title: str) -> Table:
+    """Without lines between its columns, to fit 80 of a terminal."""
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+
+
 def _difference(console: Console, model: ModelConfig, other: ModelConfig) -> None:
-    table = Table("", model.name, other.name, title="what differs", title_justify="left")
+    table = _table("what differs")
+    for column in ("", model.name, other.name):
+        table.add_column(column, overflow="fold")
     figures = {
         "parameters": parameter_count,
         "training FLOPs a token, each at its context": lambda c: flops_per_token(c, c.context),

@@ -11,6 +11,7 @@ from rich.console import Console
 from gptstar.configuration import preset
 from gptstar.describe import DescribeConfig, describe
 from gptstar.errors import UserError
+from gptstar.model.describe import components
 from support import tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,7 +31,7 @@ def test_gpt127_is_explained():
         "24,576 bytes a token in bf16",
         "sequences of any length (trained on 512)",
         "0.5, 0.25, 0.125, 0.0625, 0.03125, 0.01562, 0.007812, 0.003906",
-        "blocks.*.feedforward.down",
+        "*.feedforward.down",
         "124,439,808",
     ):
         assert words in text, words
@@ -65,3 +66,13 @@ def test_the_command_line(tmp_path):
         text=True,
     )
     assert done.returncode == 0 and done.stdout.startswith("my idea: ") and "gpt2_3m" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("name", ["star_3m", "gpt303", "gpt2_small", "neox_20b"])
+def test_a_terminal_of_80_columns_shows_every_name_whole(name):
+    console = Console(file=io.StringIO(), width=80)
+    describe(DescribeConfig(model=preset(name)), console)
+    table = console.file.getvalue().partition("layers (*)")[2]
+    shown = {line.split(" ")[0] for line in table.splitlines()}
+    for row in components(preset(name), 32):
+        assert row.name.replace("blocks.*", "*").split(" ")[0] in shown

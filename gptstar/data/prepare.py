@@ -38,11 +38,12 @@ from gptstar.data.shards import Shard, Split, TokenStream, verify
 from gptstar.data.text_files import name_of
 from gptstar.data.tokenise import Tally, tokenise
 from gptstar.data.tokenizer import Tokenizer, TokenizerConfig, first_bytes, load_tokenizer, train_tokenizer
-from gptstar.data.worker import Recipe, cleaner, hash_share
+from gptstar.data.worker import Recipe, cleaner, cut_end, hash_share
 from gptstar.errors import UserError
 from gptstar.files import locked, replace_text
 
 FORMAT = 2  # of the cached folder; a change of meaning gets a new number, and with it a new key
+FEW = 20  # documents: with so few one is often not held out by chance, and a book may be all there is
 SMALL = 4_000_000  # bytes of a corpus below which starting processes takes longer than the work
 
 
@@ -86,10 +87,39 @@ def prepare(
     """The tokens of a corpus or mixture, from the cache where nothing that went into them has changed.
 
     `given` is used instead of the tokenizer that the configuration names. A kill at any moment loses a few seconds of
-    work: the next call goes on from there, and the result is the same to the byte. Raises UserError for a corpus,
+    work: the next call goes on from there, and the result is the same to the byte. Where one of the two splits would
+    have no document for there are only FEW, the end of each document is held out. Raises UserError for a corpus,
     tokenizer or cached shard that cannot be used.
     """
     console = console or Console(quiet=True)
+    made = _prepare(data, tokenizer, console, given)
+    splits = _documents(made)
+    n_document = sum(splits.values())
+    if not all(splits.values()) and 0 < n_document <= FEW and data.validation_fraction > 0:
+        made = _prepare(data, tokenizer, console, given, ends=True)
+        splits = _documents(made)
+        if all(splits.values()):
+            which = "its only document" if n_document == 1 else f"each of its {n_document} documents"
+            _plainly(console)(f"{data.name}: the last {100 * data.validation_fraction:g}% of {which} is held out")
+    for split, n_document in splits.items():
+        if not n_document:
+            remedy = "give it more documents, or hold files out with data.validation_paths=[FILE]"
+            if split == "validation" and data.validation_fraction == 0:
+                remedy = "with data.validation_fraction=0 it needs data.validation_paths or data.validation_split"
+            raise UserError(f"the {split} split of data={data.name} has no document: {remedy}")
+    return made
+
+
+def _documents(prepared: Prepared) -> dict[str, int]:
+    """{split: number of documents in all corpora}."""
+    corpora = prepared.corpora.values()
+    return {name: sum(getattr(corpus, name).split.documents for corpus in corpora) for name in SPLITS}
+
+
+def _prepare(
+    data: DataConfig, tokenizer: TokenizerConfig, console: Console, given: Tokenizer | None, ends: bool = False
+) -> Prepared:
+    """As `prepare`, with splits that may be empty. ends: each document's end is held out, instead of some documents."""
     cache = Path(data.cache_dir).expanduser()
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -106,21 +136,14 @@ def prepare(
             if name not in corpora
         }
         if given is None:
-            given = _trained_tokenizer(data, tokenizer, opened, cache, console)
+            given = _trained_tokenizer(data, tokenizer, opened, cache, console, ends)
         contamination = _contamination(data, cache, console)
         earlier: list[PreparedCorpus] = []
         for name, corpus in opened.items():
-            work = _Preparation(name, data, data.parts[name], corpus, given, contamination, earlier)
+            work = _Preparation(name, data, data.parts[name], corpus, given, contamination, earlier, ends)
             corpora[name] = work.result(cache, console)
             earlier.append(corpora[name])
-    corpora = {name: corpora[name] for name in data.parts}
-    for split in ("train", "validation"):
-        if not any(len(getattr(corpus, split)) for corpus in corpora.values()):
-            remedy = "give it more documents, or hold files out with data.validation_paths=[FILE]"
-            if split == "validation" and data.validation_fraction == 0:
-                remedy = "with data.validation_fraction=0 it needs data.validation_paths or data.validation_split"
-            raise UserError(f"the {split} split of data={data.name} has no document: {remedy}")
-    return Prepared(given, corpora)
+    return Prepared(given, {name: corpora[name] for name in data.parts})
 
 
 def _prepared_before(
@@ -160,6 +183,7 @@ class _Preparation:
         tokenizer: Tokenizer,
         contamination: Path | None,
         earlier: list[PreparedCorpus],
+        ends: bool,
     ) -> None:
         self.name, self.data, self.config, self.corpus, self.tokenizer = name, data, config, corpus, tokenizer
         self.compared = data.exact_duplicates or data.near_duplicates.threshold > 0
@@ -176,8 +200,9 @@ class _Preparation:
             data.near_duplicates,
             contamination,
             data.contamination.remove,
+            ends and not corpus.separate,
         )
-        recipe = asdict(self.recipe) | {"tokenizer": tokenizer.fingerprint(), "format": FORMAT}
+        recipe = self.recipe.values() | {"tokenizer": tokenizer.fingerprint(), "format": FORMAT}
         recipe["signatures"] = version("rensa") if data.near_duplicates.threshold else None
         recipe["contamination"] = contamination.stem if contamination else None
         self.parts_key = key_of(recipe)
@@ -297,7 +322,7 @@ def _read_meta(folder: Path, read: Callable[[], str], remedy: str) -> tuple[str,
 
 
 def _trained_tokenizer(
-    data: DataConfig, config: TokenizerConfig, corpora: dict[str, Corpus], cache: Path, console: Console
+    data: DataConfig, config: TokenizerConfig, corpora: dict[str, Corpus], cache: Path, console: Console, ends: bool
 ) -> Tokenizer:
     """A BPE of the training documents, an equal amount of text from each corpus of a mixture."""
     made_of = {
@@ -307,7 +332,7 @@ def _trained_tokenizer(
         "clean": data.clean,
         "validation_fraction": data.validation_fraction,
         "bpe": [config.vocab_size, config.train_bytes, config.eot_token],
-    }
+    } | ({"ends": True} if ends else {})
     folder = cache / f"tokenizer-{key_of(made_of)}"
     path = folder / "tokenizer.json"
     with only_one(cache / ".locks" / folder.name, "the same tokenizer", _plainly(console)):
@@ -315,17 +340,21 @@ def _trained_tokenizer(
             return load_tokenizer(str(path), config.eot_token)
         with console.status(f"training a {config.vocab_size}-token BPE") if console.is_terminal else _nothing():
             share = max(1, config.train_bytes // len(corpora))
-            texts = (first_bytes(_training_texts(corpus, data), share) for corpus in corpora.values())
+            texts = (first_bytes(_training_texts(corpus, data, ends), share) for corpus in corpora.values())
             trained = train_tokenizer(chain.from_iterable(texts), config)
         folder.mkdir(exist_ok=True)
         replace_text(path, trained.fast.to_str())
     return load_tokenizer(str(path), config.eot_token)
 
 
-def _training_texts(corpus: Corpus, data: DataConfig) -> Iterator[str]:
+def _training_texts(corpus: Corpus, data: DataConfig, ends: bool) -> Iterator[str]:
     clean = cleaner(data.clean)
     for text in map(clean, corpus.texts()):
-        if text and (corpus.separate or hash_share(text) >= data.validation_fraction):
+        if ends and not corpus.separate:
+            text, _ = cut_end(text, data.validation_fraction)
+            if text:
+                yield text
+        elif text and (corpus.separate or hash_share(text) >= data.validation_fraction):
             yield text
 
 

@@ -33,11 +33,15 @@ class Block:
 
 @dataclass(frozen=True)
 class Record:
-    """One document. number: from 0 in its piece, for jsonl its line. date: as the corpus spells it, where asked for."""
+    """One document. number: from 0 in its piece, for jsonl its line. date: as the corpus spells it, where asked for.
+
+    end: whether it is the held-out end of one.
+    """
 
     number: int
     text: str
     date: str | None
+    end: bool = False
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ class Recipe:
 
     tokenizer      tokenizer.json's text
     held_out       share of the documents held out, by a hash of their text; None: whole pieces are
+    ends           instead this share of each document, its end
     contamination  the file with the n-grams of evaluation texts; None: nobody looks for them
     """
 
@@ -52,6 +53,12 @@ class Recipe:
     near_duplicates: NearConfig = field(default_factory=lambda: NearConfig(threshold=0))
     contamination: Path | None = None
     remove_contaminated: bool = False
+    ends: bool = False
+
+    def values(self) -> dict[str, Any]:
+        """As they go into a corpus's key: a setting that came later leaves the keys of older corpora alone."""
+        values = asdict(self)
+        return values if self.ends else {key: value for key, value in values.items() if key != "ends"}
 
 
 @dataclass
@@ -119,7 +126,8 @@ class Preparer:
                 removed.append(_entry(block, record.number, "unreadable", detail=record.reason))
                 continue
             n_byte += len(record.text.encode())
-            records.append(replace(record, text=self.clean(record.text)))
+            record = replace(record, text=self.clean(record.text))
+            records += self._split(record) if recipe.ends else [record]
         words = hash_words([record.text for record in records]) if self.looks_at_words else None
         kept = []
         for place, record in enumerate(records):
@@ -141,19 +149,28 @@ class Preparer:
                 if not (found and recipe.remove_contaminated):
                     clean.append((record, known))
             kept = clean
-        chunk = self._chunk([r.text for r, _ in kept], [known for _, known in kept], [r.number for r, _ in kept])
+        chunk = self._chunk([record for record, _ in kept], [known for _, known in kept])
         removed.sort(key=lambda entry: entry["record"])
         return replace(chunk, removed=removed, contaminated=contaminated, n_read=n_read, n_byte=n_byte)
 
-    def _chunk(self, texts: list[str], words: list[np.ndarray], numbers: list[int]) -> Chunk:
+    def _split(self, record: Record) -> list[Record]:
+        """What is trained on, and what is held out, where there is something of both."""
+        assert self.recipe.held_out is not None
+        before, end = cut_end(record.text, self.recipe.held_out)
+        return [replace(record, text=before), replace(record, text=end, end=True)] if end else [record]
+
+    def _chunk(self, records: list[Record], words: list[np.ndarray]) -> Chunk:
         recipe = self.recipe
+        texts = [record.text for record in records]
         encoded = self.encoder.encode(texts)
         documents = np.zeros(len(texts), DOCUMENT)
-        documents["record"] = numbers
+        documents["record"] = [record.number for record in records]
         size = np.dtype(self.encoder.dtype).itemsize
         documents["tokens"] = [len(tokens) // size + 1 for tokens in encoded]
         documents["bytes"] = [len(text.encode()) for text in texts]
-        if recipe.held_out is not None:
+        if recipe.ends:
+            documents["held_out"] = [record.end for record in records]
+        elif recipe.held_out is not None:
             documents["held_out"] = [hash_share(text) < recipe.held_out for text in texts]
         keys = np.frombuffer(b"".join(map(exact_key, texts)) if recipe.exact_duplicates else b"", KEY)
         near = recipe.near_duplicates
@@ -174,6 +191,21 @@ def cleaner(name: str) -> Callable[[str], str]:
 def hash_share(text: str) -> float:
     """A number in [0, 1) that depends on the text alone."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
+
+
+def cut_end(text: str, share: float) -> tuple[str, str]:
+    """A text without its end, and the end: about that share of the characters, from the start of a line or a word.
+
+    The end is empty where nothing would be left of the one or the other.
+    """
+    place = round(len(text) * (1 - share))
+    for mark in ("\n", " "):
+        found = text.rfind(mark, place // 2, place) + 1
+        if found:
+            place = found
+            break
+    before, end = text[:place], text[place:]
+    return (before, end) if before.strip() and end.strip() else (text, "")
 
 
 def reasons(chunk: Chunk) -> Counter[str]:

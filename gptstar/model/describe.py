@@ -82,7 +82,7 @@ def components(config: ModelConfig, n_token: int) -> list[Component]:
         if isinstance(module, Block):
             mixing = BLOCKS[config.block].mixing_flops(config, n_token)
             add("mixing of tokens", 0, mixing, "")
-    tied = "tied to the embedding" if config.tie_head else f"{std:.3g}"
+    tied = "tied" if config.tie_head else f"{std:.3g}"
     add("head", 0, 2 * config.padded_vocab_size * config.d_model, tied)
     return list(found.values())
 
