@@ -68,14 +68,15 @@ def beam_search(
     log-probabilities, as in transformers. UserError for settings out of range, for those that only sampling knows, for
     more sequences than beams, and for a length beyond learned positions.
     """
-    _check(settings, beams, tokenizer.vocab_size)
+    check_beams(settings, beams, tokenizer.vocab_size)
     read = Prompt(tokenizer, prompt, settings, model.longest)
     found = _Search(model, tokenizer, read, beams).run()
     after = len(read.text)
     return [Beam(new, tokenizer.decode([*read.shown, *new])[after:], score) for score, new in found[: settings.n]]
 
 
-def _check(settings: SamplingSettings, beams: BeamSettings, vocab_size: int) -> None:
+def check_beams(settings: SamplingSettings, beams: BeamSettings, vocab_size: int | None = None) -> None:
+    """Raises UserError for what makes no sense together, for a vocabulary of that size where it is known."""
     settings.check(vocab_size)
     beams.check()
     if settings.n > beams.n_beam:

@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -18,6 +18,7 @@ from gptstar.data.tokenizer import Tokenizer
 from gptstar.device import free_memory, pick_device
 from gptstar.environment import door_command
 from gptstar.errors import UserError
+from gptstar.generation.beam import BeamSettings, beam_search, check_beams
 from gptstar.generation.decoding import Decoder
 from gptstar.generation.draft import N_DRAFT, Draft, PromptLookup
 from gptstar.generation.engine import Engine
@@ -57,6 +58,8 @@ class SampleConfig(SamplingSettings):
                  guesses that the model checks several at a time. In fp32 the text is the same; in half precision
                  rounding may decide otherwise between two tokens that are nearly as likely
     n_draft      tokens guessed at a time, at most
+    n_beam       2 or more: instead of drawing, the n likeliest continuations as a whole are searched for, so many
+                 followed at a time; length_penalty and early_stopping as in gptstar/generation/beam.py
     compile      takes a while at the start, and then less time a token
     memory_budget  what the process may take in all, as in 16GiB; what does not fit stays on disk and is read for each
                  token. The plan goes to stderr, and how fast it was
@@ -74,6 +77,9 @@ class SampleConfig(SamplingSettings):
     dtype: str = "auto"
     draft: str | None = None
     n_draft: int = N_DRAFT
+    n_beam: int = 0
+    length_penalty: float = BeamSettings.length_penalty
+    early_stopping: bool | str = BeamSettings.early_stopping
     compile: bool = False
     memory_budget: str | None = None
     gpu_memory_budget: str | None = None
@@ -136,6 +142,11 @@ def sample(config: SampleConfig, out: TextIO | None = None) -> str:
     prompt = _prompt(config)
     model, tokenizer, decoder = _load(config)
     print(command_line(config), file=sys.stderr)
+    if config.n_beam:
+        text = _likeliest(model, tokenizer, prompt, config)
+        if out is not None:
+            print(text, file=out)
+        return text
     if config.n == 1 and config.logprobs is None:
         stream = generate_stream(model, tokenizer, prompt, config, decoder)
         start = tokenizer.decode(tokenizer.encode(prompt))
@@ -164,6 +175,28 @@ def sample(config: SampleConfig, out: TextIO | None = None) -> str:
     if out is not None:
         print("\n\n".join(texts), file=out)
     return "\n\n".join(texts)
+
+
+def _likeliest(model: GPT, tokenizer: Tokenizer, prompt: str, config: SampleConfig) -> str:
+    """What a beam search finds; several each under a line with its score."""
+    wish, beams = _beams(config)
+    speed = Speed(model)
+    found = beam_search(model, tokenizer, prompt, wish, beams)
+    if speed.streams:
+        print(speed.since(max(len(beam.tokens) for beam in found)), file=sys.stderr)
+    start = tokenizer.decode(tokenizer.encode(prompt))
+    if len(found) == 1:
+        return start + found[0].text
+    return "\n\n".join(f"--- score={beam.score:.4f}\n{start}{beam.text}" for beam in found)
+
+
+def _beams(config: SampleConfig) -> tuple[SamplingSettings, BeamSettings]:
+    """Of a command that names no temperature and no top_p, which a search does not know."""
+    usual, asked = SampleConfig(), {f.name: getattr(config, f.name) for f in fields(SamplingSettings)}
+    for name in ("temperature", "top_p"):
+        if asked[name] == getattr(usual, name):
+            asked[name] = getattr(SamplingSettings, name)
+    return SamplingSettings(**asked), BeamSettings(config.n_beam, config.length_penalty, config.early_stopping)
 
 
 def _together(
@@ -211,6 +244,12 @@ def _check_sources(config: SampleConfig) -> None:
         raise UserError("draft speeds up a single sample: leave it out with prompts and interactive")
     if _limits(config) and config.compile:
         raise UserError("a model under a memory budget cannot be compiled: leave compile out")
+    if config.n_beam:
+        check_beams(*_beams(config))
+        if config.draft is not None or config.compile or config.interactive or config.prompts is not None:
+            raise UserError(
+                f"n_beam={config.n_beam} searches from one prompt: leave draft, compile, interactive and prompts out"
+            )
     if config.n_draft < 1:
         raise UserError(f"n_draft={config.n_draft} must be at least 1")
     if config.interactive and config.prompt_file == "-":
@@ -290,7 +329,7 @@ def _limits(config: SampleConfig) -> Limits:
 
 def _room(config: SampleConfig, tokenizer: Tokenizer, model: ModelConfig, draft: tuple[GPT, Tokenizer] | None) -> Room:
     """For all sequences that are there at a time, prompts included, and the cache of a draft model."""
-    rows = config.n
+    rows = max(config.n, config.n_beam)
     if config.interactive:
         length, rows = capacity_of(model), 1
     elif config.prompts is not None:

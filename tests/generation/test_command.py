@@ -14,7 +14,9 @@ import gptstar
 from gptstar.configuration import _literal_text
 from gptstar.data.tokenizer import TokenizerConfig, train_tokenizer
 from gptstar.errors import UserError
+from gptstar.generation.beam import BeamSettings, beam_search
 from gptstar.generation.command import SampleConfig, command_line, run, sample
+from gptstar.generation.settings import SamplingSettings
 from gptstar.pretrained.native import save_weights
 from support import tiny_model
 
@@ -134,6 +136,35 @@ def test_a_file_that_is_not_utf_8_is_refused(tmp_path):
     (tmp_path / "prompt.txt").write_bytes(b"abc\xff")
     with pytest.raises(UserError, match=r"not UTF-8 \(byte 3\)"):
         run(SampleConfig(checkpoint="nowhere", prompt_file=str(tmp_path / "prompt.txt")))
+
+
+def test_a_search_finds_what_the_function_finds(checkpoint, capsys):
+    asked = dict(checkpoint=checkpoint, prompt="abc", max_new_tokens=6, n_beam=3, length_penalty=0.5)
+    model, tokenizer = gptstar.load(checkpoint)
+    wish, beams = SamplingSettings(max_new_tokens=6, n=2, seed=0), BeamSettings(3, 0.5, "never")
+    best, second = beam_search(model, tokenizer, "abc", wish, beams)
+    text = sample(SampleConfig(**asked, n=2, early_stopping="never"))
+    assert text == f"--- score={best.score:.4f}\nabc{best.text}\n\n--- score={second.score:.4f}\nabc{second.text}"
+    echoed = capsys.readouterr().err
+    assert "n_beam=3" in echoed and sample(typed(echoed)) == text
+    run(SampleConfig(**asked))
+    assert capsys.readouterr().out.startswith("abc")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"n_beam": 1}, "n_beam=1 must be"),
+        ({"n_beam": 2, "n": 3}, "n=3 sequences are more than n_beam=2"),
+        ({"n_beam": 2, "temperature": 0.5}, "temperature=0.5 has no effect in beam search"),
+        ({"n_beam": 2, "early_stopping": "soon"}, "early_stopping='soon' must be"),
+        ({"n_beam": 2, "compile": True}, "n_beam=2 searches from one prompt: leave"),
+        ({"n_beam": 2, "draft": "lookup"}, "n_beam=2 searches from one prompt: leave"),
+    ],
+)
+def test_a_search_that_makes_no_sense_is_refused_before_the_model_is_read(wrong, message):
+    with pytest.raises(UserError, match=message):
+        run(SampleConfig(checkpoint="missing", prompt="a", **wrong))
 
 
 def test_quantised_and_compiled(checkpoint):
