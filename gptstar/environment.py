@@ -39,6 +39,8 @@ def describe_environment(device: torch.device) -> dict:
 def command_line() -> str:
     """The command that this process was started with, as one would type it."""
     _, *told = sys.orig_argv
+    if told and Path(told[0]).name == "gptstar":  # the program that an installed package has, called by its name
+        return shlex.join(["gptstar", *told[1:]])
     return shlex.join(["python", *told])
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gptstar.__main__ import MODULES, SCRIPTS, script
-from gptstar.environment import door_command
+from gptstar.environment import command_line, door_command
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,6 +47,16 @@ def test_a_door_gets_the_rest_of_the_line(tmp_path):
     assert done.returncode == 0 and "gpt127 on a5000x4" in done.stdout and not [*tmp_path.iterdir()]
     done = run("train", "trainer.max_stepz=1", cwd=tmp_path)
     assert done.returncode == 2 and "did you mean trainer.max_steps?" in done.stderr and not [*tmp_path.iterdir()]
+
+
+def test_commands_are_told_as_they_were_typed(monkeypatch):
+    for argv, typed in (
+        (["/usr/bin/python3", "/home/me/env/bin/gptstar", "compare", "a b"], "gptstar compare 'a b'"),
+        (["/usr/bin/python3", "compare.py", "runs/pair"], "python compare.py runs/pair"),
+        (["/usr/bin/python3", "-m", "gptstar", "compare"], "python -m gptstar compare"),
+    ):
+        monkeypatch.setattr(sys, "orig_argv", argv)
+        assert command_line() == typed
 
 
 @pytest.mark.parametrize(
