@@ -112,6 +112,12 @@ def test_sample_and_evaluate_need_a_checkpoint(door, capsys):
         assert "error: checkpoint is not set: add checkpoint=..." in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "wsd", "constant"])
+def test_a_run_may_be_as_short_as_one_likes(door, schedule):
+    (config,) = composed(door, f"schedule={schedule}", "trainer.max_steps=5")
+    config.check()
+
+
 def test_the_recipes_are_those_of_the_publication(door):
     for name, parameters in (("gpt127", "gpt127"), ("gpt303", "gpt303")):
         (config,) = composed(door, f"experiment={name}")

@@ -272,10 +272,10 @@ class TrainConfig:
             )
         if self.tokenizer.source == "init_from" and not self.init_from:
             raise UserError("tokenizer.source=init_from needs a model to start from: set init_from")
-        if self.schedule.warmup_steps > total:
+        if (self.schedule.warmup_steps or 0) > total:
             raise UserError(
                 f"schedule.warmup_steps={self.schedule.warmup_steps} is longer than the run of {total} steps: "
-                "lower it or raise trainer.max_steps"
+                "lower it, set it to null, or raise trainer.max_steps"
             )
         if self.tokenizer.source == "train":
             check_vocabulary(self.tokenizer.vocab_size, self.model)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gptstar.model.own import completed
@@ -18,7 +18,7 @@ class ScheduleConfig:
     """How the learning rate moves over a run of `total` steps.
 
     name          cosine, wsd, constant, or exponential: the learning-rate range test
-    warmup_steps  steps of linear warm-up from 0
+    warmup_steps  steps of linear warm-up from 0; null: 20, or half of a run of fewer than 40
     final_ratio   the last learning rate as a share of the maximum
     hold_share    cosine: the last share of the run that stays at the final rate (GPT*: 0.1)
     decay_share   wsd: the last share of the run in which the rate falls linearly
@@ -27,7 +27,7 @@ class ScheduleConfig:
     """
 
     name: str = "cosine"
-    warmup_steps: int = 0
+    warmup_steps: int | None = 0
     final_ratio: float = 0.1
     hold_share: float = 0.0
     decay_share: float = 0.2
@@ -39,7 +39,7 @@ class ScheduleConfig:
             known = f"choose one of {', '.join(SCHEDULES)}, or name the file that adds it (ideas=[FILE.py])"
             raise ValueError(f"schedule.name={self.name!r} is unknown: {known}")
         self.own = completed(self.own, [SCHEDULES[self.name]], "schedule.own")
-        if self.warmup_steps < 0:
+        if self.warmup_steps is not None and self.warmup_steps < 0:
             raise ValueError(f"schedule.warmup_steps={self.warmup_steps} must not be negative")
         for key in ("final_ratio", "hold_share", "decay_share"):
             if not 0 <= getattr(self, key) <= 1:
@@ -49,13 +49,19 @@ class ScheduleConfig:
                 f"schedule.warmup_steps={self.warmup_steps} must be 0 in a learning-rate range test "
                 "(schedule.name=exponential), which rises by itself"
             )
+        if self.name == "exponential":
+            self.warmup_steps = 0
         if not 0 < self.first_ratio < 1:
             raise ValueError(f"schedule.first_ratio={self.first_ratio} must lie above 0 and below 1")
+
+    def of(self, total: int) -> ScheduleConfig:
+        """As it is in a run of so many steps, with a number of warm-up steps."""
+        return self if self.warmup_steps is not None else replace(self, warmup_steps=min(20, total // 2))
 
 
 def cosine(config: ScheduleConfig, step: int, total: int) -> float:
     """Half a cosine from 1 to final_ratio (Loshchilov & Hutter, arXiv:1608.03983), then constant for hold_share."""
-    start, end = config.warmup_steps, total * (1 - config.hold_share)
+    start, end = config.warmup_steps or 0, total * (1 - config.hold_share)
     progress = min(1.0, (step - start) / max(1.0, end - start))
     return config.final_ratio + (1 - config.final_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
 
@@ -87,6 +93,7 @@ SCHEDULES: dict[str, Callable[[ScheduleConfig, int, int], float]] = {
 
 def learning_rate_factor(config: ScheduleConfig, step: int, total: int) -> float:
     """The factor for the step that follows `step` finished ones, of `total`."""
-    if step < config.warmup_steps:
+    config = config.of(total)
+    if config.warmup_steps and step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     return SCHEDULES[config.name](config, step, total)

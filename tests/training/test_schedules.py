@@ -30,6 +30,13 @@ def test_warmup_stable_decay():
     assert factors[90] == pytest.approx(0.5) and factors[99] == pytest.approx(0.05)
 
 
+@pytest.mark.parametrize(("total", "n_warmup"), [(1, 0), (5, 2), (39, 19), (40, 20), (100_000, 20)])
+def test_a_short_run_warms_up_for_half_of_its_steps_at_most(total, n_warmup):
+    usual, said = ScheduleConfig(warmup_steps=None), ScheduleConfig(warmup_steps=n_warmup)
+    for step in range(min(total, 50)):
+        assert learning_rate_factor(usual, step, total) == learning_rate_factor(said, step, total)
+
+
 def test_constant():
     config = ScheduleConfig(name="constant", warmup_steps=2)
     assert [learning_rate_factor(config, step, 5) for step in range(5)] == [0.5, 1.0, 1.0, 1.0, 1.0]
