@@ -91,7 +91,7 @@ def corpus_of(prepared: Prepared, name: str | None = None) -> PreparedCorpus:
 
 def left_in(cache: Path) -> list[str]:
     """What lies in the cache besides what is meant to stay."""
-    stays = re.compile(r"\.locks|fingerprints\.json|\w+-[0-9a-f]{16}(\.npz)?")
+    stays = re.compile(r"\.locks|(fingerprints|ends)\.json|\w+-[0-9a-f]{16}(\.npz)?")
     return sorted(path.name for path in cache.iterdir() if not stays.fullmatch(path.name))
 
 

@@ -53,8 +53,8 @@ class DataConfig(CorpusConfig):
     exact_duplicates     whether documents that repeat an earlier one to the letter are left out, in a mixture also one
                          of another corpus
     validation_fraction  share of the documents held out, chosen by a hash of their text, so that a document stays
-                         on its side when the corpus grows and exact duplicates never straddle the split; where that
-                         leaves none of 20 documents or fewer, the end of each
+                         on its side when the corpus grows and exact duplicates never straddle the split; of a corpus of
+                         20 documents or fewer that all come to lie on one side, instead the end of each
     packing              concatenate (documents in a row, cut into sequences) or best_fit (a sequence holds whole
                          documents, as many as fit; only longer ones are cut)
     document_mask        whether attention stays within a document where several share a sequence

@@ -102,12 +102,14 @@ class Source:
 class Corpus:
     """Documents that can be read again and again, held-out ones first where they have pieces of their own.
 
-    separate: whether held-out documents have pieces of their own; otherwise they are still to be split off.
+    separate: whether held-out documents have pieces of their own; otherwise they are still to be split off;
+    ends: for they are few, the end of each (ends.py).
     """
 
     sources: list[Source]
     fields: Fields
     separate: bool = False
+    ends: bool = False
 
     @property
     def n_byte(self) -> int | None:

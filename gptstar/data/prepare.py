@@ -6,7 +6,7 @@ Below data.cache_dir:
     .NAME-KEY.work/      its shards in the making;  .parts-KEY/  prepared documents on their way there (parts.py)
     .locks/              one process at a time works on such parts
     tokenizer-KEY/       a tokenizer that was trained
-    contamination-KEY.npz, fingerprints.json    what else is worth keeping
+    contamination-KEY.npz, fingerprints.json, ends.json    what else is worth keeping
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from gptstar.data.card import write_card
 from gptstar.data.config import DataConfig
 from gptstar.data.contamination import Contamination, evaluation_texts
 from gptstar.data.corpora import Corpus, CorpusConfig, open_corpus
+from gptstar.data.ends import is_too_small
 from gptstar.data.parts import Part, sweep
 from gptstar.data.remote import ShardCache
 from gptstar.data.shards import Shard, Split, TokenStream, verify
@@ -43,7 +44,6 @@ from gptstar.errors import UserError
 from gptstar.files import locked, replace_text
 
 FORMAT = 2  # of the cached folder; a change of meaning gets a new number, and with it a new key
-FEW = 20  # documents: with so few one is often not held out by chance, and a book may be all there is
 SMALL = 4_000_000  # bytes of a corpus below which starting processes takes longer than the work
 
 
@@ -87,39 +87,10 @@ def prepare(
     """The tokens of a corpus or mixture, from the cache where nothing that went into them has changed.
 
     `given` is used instead of the tokenizer that the configuration names. A kill at any moment loses a few seconds of
-    work: the next call goes on from there, and the result is the same to the byte. Where one of the two splits would
-    have no document for there are only FEW, the end of each document is held out. Raises UserError for a corpus,
+    work: the next call goes on from there, and the result is the same to the byte. Raises UserError for a corpus,
     tokenizer or cached shard that cannot be used.
     """
     console = console or Console(quiet=True)
-    made = _prepare(data, tokenizer, console, given)
-    splits = _documents(made)
-    n_document = sum(splits.values())
-    if not all(splits.values()) and 0 < n_document <= FEW and data.validation_fraction > 0:
-        made = _prepare(data, tokenizer, console, given, ends=True)
-        splits = _documents(made)
-        if all(splits.values()):
-            which = "its only document" if n_document == 1 else f"each of its {n_document} documents"
-            _plainly(console)(f"{data.name}: the last {100 * data.validation_fraction:g}% of {which} is held out")
-    for split, n_document in splits.items():
-        if not n_document:
-            remedy = "give it more documents, or hold files out with data.validation_paths=[FILE]"
-            if split == "validation" and data.validation_fraction == 0:
-                remedy = "with data.validation_fraction=0 it needs data.validation_paths or data.validation_split"
-            raise UserError(f"the {split} split of data={data.name} has no document: {remedy}")
-    return made
-
-
-def _documents(prepared: Prepared) -> dict[str, int]:
-    """{split: number of documents in all corpora}."""
-    corpora = prepared.corpora.values()
-    return {name: sum(getattr(corpus, name).split.documents for corpus in corpora) for name in SPLITS}
-
-
-def _prepare(
-    data: DataConfig, tokenizer: TokenizerConfig, console: Console, given: Tokenizer | None, ends: bool = False
-) -> Prepared:
-    """As `prepare`, with splits that may be empty. ends: each document's end is held out, instead of some documents."""
     cache = Path(data.cache_dir).expanduser()
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -135,15 +106,29 @@ def _prepare(
             for name, config in data.parts.items()
             if name not in corpora
         }
+        for name, corpus in opened.items():
+            if is_too_small(corpus, data.clean, data.validation_fraction, cache / "ends.json"):
+                opened[name] = replace(corpus, ends=True)
+                _plainly(console)(
+                    f"{name}: too few documents to hold some of them out, so the last "
+                    f"{100 * data.validation_fraction:g}% of each is"
+                )
         if given is None:
-            given = _trained_tokenizer(data, tokenizer, opened, cache, console, ends)
+            given = _trained_tokenizer(data, tokenizer, opened, cache, console)
         contamination = _contamination(data, cache, console)
         earlier: list[PreparedCorpus] = []
         for name, corpus in opened.items():
-            work = _Preparation(name, data, data.parts[name], corpus, given, contamination, earlier, ends)
+            work = _Preparation(name, data, data.parts[name], corpus, given, contamination, earlier)
             corpora[name] = work.result(cache, console)
             earlier.append(corpora[name])
-    return Prepared(given, {name: corpora[name] for name in data.parts})
+    corpora = {name: corpora[name] for name in data.parts}
+    for split in SPLITS:
+        if not any(len(getattr(corpus, split)) for corpus in corpora.values()):
+            remedy = "give it more documents, or hold files out with data.validation_paths=[FILE]"
+            if split == "validation" and data.validation_fraction == 0:
+                remedy = "with data.validation_fraction=0 it needs data.validation_paths or data.validation_split"
+            raise UserError(f"the {split} split of data={data.name} has no document: {remedy}")
+    return Prepared(given, corpora)
 
 
 def _prepared_before(
@@ -183,7 +168,6 @@ class _Preparation:
         tokenizer: Tokenizer,
         contamination: Path | None,
         earlier: list[PreparedCorpus],
-        ends: bool,
     ) -> None:
         self.name, self.data, self.config, self.corpus, self.tokenizer = name, data, config, corpus, tokenizer
         self.compared = data.exact_duplicates or data.near_duplicates.threshold > 0
@@ -200,7 +184,7 @@ class _Preparation:
             data.near_duplicates,
             contamination,
             data.contamination.remove,
-            ends and not corpus.separate,
+            corpus.ends,
         )
         recipe = self.recipe.values() | {"tokenizer": tokenizer.fingerprint(), "format": FORMAT}
         recipe["signatures"] = version("rensa") if data.near_duplicates.threshold else None
@@ -322,7 +306,7 @@ def _read_meta(folder: Path, read: Callable[[], str], remedy: str) -> tuple[str,
 
 
 def _trained_tokenizer(
-    data: DataConfig, config: TokenizerConfig, corpora: dict[str, Corpus], cache: Path, console: Console, ends: bool
+    data: DataConfig, config: TokenizerConfig, corpora: dict[str, Corpus], cache: Path, console: Console
 ) -> Tokenizer:
     """A BPE of the training documents, an equal amount of text from each corpus of a mixture."""
     made_of = {
@@ -332,7 +316,9 @@ def _trained_tokenizer(
         "clean": data.clean,
         "validation_fraction": data.validation_fraction,
         "bpe": [config.vocab_size, config.train_bytes, config.eot_token],
-    } | ({"ends": True} if ends else {})
+    }
+    if any(corpus.ends for corpus in corpora.values()):
+        made_of["ends"] = [corpus.ends for corpus in corpora.values()]
     folder = cache / f"tokenizer-{key_of(made_of)}"
     path = folder / "tokenizer.json"
     with only_one(cache / ".locks" / folder.name, "the same tokenizer", _plainly(console)):
@@ -340,21 +326,19 @@ def _trained_tokenizer(
             return load_tokenizer(str(path), config.eot_token)
         with console.status(f"training a {config.vocab_size}-token BPE") if console.is_terminal else _nothing():
             share = max(1, config.train_bytes // len(corpora))
-            texts = (first_bytes(_training_texts(corpus, data, ends), share) for corpus in corpora.values())
+            texts = (first_bytes(_training_texts(corpus, data), share) for corpus in corpora.values())
             trained = train_tokenizer(chain.from_iterable(texts), config)
         folder.mkdir(exist_ok=True)
         replace_text(path, trained.fast.to_str())
     return load_tokenizer(str(path), config.eot_token)
 
 
-def _training_texts(corpus: Corpus, data: DataConfig, ends: bool) -> Iterator[str]:
+def _training_texts(corpus: Corpus, data: DataConfig) -> Iterator[str]:
     clean = cleaner(data.clean)
     for text in map(clean, corpus.texts()):
-        if ends and not corpus.separate:
+        if corpus.ends:
             text, _ = cut_end(text, data.validation_fraction)
-            if text:
-                yield text
-        elif text and (corpus.separate or hash_share(text) >= data.validation_fraction):
+        if text and (corpus.separate or corpus.ends or hash_share(text) >= data.validation_fraction):
             yield text
 
 

@@ -33,15 +33,11 @@ class Block:
 
 @dataclass(frozen=True)
 class Record:
-    """One document. number: from 0 in its piece, for jsonl its line. date: as the corpus spells it, where asked for.
-
-    end: whether it is the held-out end of one.
-    """
+    """One document. number: from 0 in its piece, for jsonl its line. date: as the corpus spells it, where asked for."""
 
     number: int
     text: str
     date: str | None
-    end: bool = False
 
 
 @dataclass(frozen=True)

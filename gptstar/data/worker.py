@@ -126,8 +126,7 @@ class Preparer:
                 removed.append(_entry(block, record.number, "unreadable", detail=record.reason))
                 continue
             n_byte += len(record.text.encode())
-            record = replace(record, text=self.clean(record.text))
-            records += self._split(record) if recipe.ends else [record]
+            records.append(replace(record, text=self.clean(record.text)))
         words = hash_words([record.text for record in records]) if self.looks_at_words else None
         kept = []
         for place, record in enumerate(records):
@@ -149,28 +148,31 @@ class Preparer:
                 if not (found and recipe.remove_contaminated):
                     clean.append((record, known))
             kept = clean
-        chunk = self._chunk([record for record, _ in kept], [known for _, known in kept])
+        texts, numbers = [r.text for r, _ in kept], [r.number for r, _ in kept]
+        chunk = self._halves(texts, numbers) if recipe.ends else self._chunk(texts, [w for _, w in kept], numbers)
         removed.sort(key=lambda entry: entry["record"])
         return replace(chunk, removed=removed, contaminated=contaminated, n_read=n_read, n_byte=n_byte)
 
-    def _split(self, record: Record) -> list[Record]:
-        """What is trained on, and what is held out, where there is something of both."""
+    def _halves(self, texts: list[str], numbers: list[int]) -> Chunk:
+        """Of each document what is trained on and what is held out, as two."""
         assert self.recipe.held_out is not None
-        before, end = cut_end(record.text, self.recipe.held_out)
-        return [replace(record, text=before), replace(record, text=end, end=True)] if end else [record]
+        halves = [half for text in texts for half in cut_end(text, self.recipe.held_out)]
+        there = [place for place, half in enumerate(halves) if half]
+        texts, numbers = [halves[place] for place in there], [numbers[place // 2] for place in there]
+        words = hash_words(texts) if self.recipe.near_duplicates.threshold else []
+        chunk = self._chunk(texts, words, numbers)
+        chunk.documents["held_out"] = [place % 2 for place in there]
+        return chunk
 
-    def _chunk(self, records: list[Record], words: list[np.ndarray]) -> Chunk:
+    def _chunk(self, texts: list[str], words: list[np.ndarray], numbers: list[int]) -> Chunk:
         recipe = self.recipe
-        texts = [record.text for record in records]
         encoded = self.encoder.encode(texts)
         documents = np.zeros(len(texts), DOCUMENT)
-        documents["record"] = [record.number for record in records]
+        documents["record"] = numbers
         size = np.dtype(self.encoder.dtype).itemsize
         documents["tokens"] = [len(tokens) // size + 1 for tokens in encoded]
         documents["bytes"] = [len(text.encode()) for text in texts]
-        if recipe.ends:
-            documents["held_out"] = [record.end for record in records]
-        elif recipe.held_out is not None:
+        if recipe.held_out is not None:
             documents["held_out"] = [hash_share(text) < recipe.held_out for text in texts]
         keys = np.frombuffer(b"".join(map(exact_key, texts)) if recipe.exact_duplicates else b"", KEY)
         near = recipe.near_duplicates
@@ -194,13 +196,16 @@ def hash_share(text: str) -> float:
 
 
 def cut_end(text: str, share: float) -> tuple[str, str]:
-    """A text without its end, and the end: about that share of the characters, from the start of a line or a word.
+    """A text without its end, and the end: that share of its characters, or up to half as much again from the start
+    of a line, or else of a word.
 
-    The end is empty where nothing would be left of the one or the other.
+    The end is empty where there would be nothing to read in the one or the other.
     """
-    place = round(len(text) * (1 - share))
+    length = len(text.rstrip())
+    place = round(length * (1 - share))
+    earliest = round(length * (1 - min(1.5 * share, 0.5 + share / 2)))  # so that something stays before it
     for mark in ("\n", " "):
-        found = text.rfind(mark, place // 2, place) + 1
+        found = text.rfind(mark, earliest, place + 1) + 1
         if found:
             place = found
             break

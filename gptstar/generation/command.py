@@ -183,7 +183,7 @@ def _likeliest(model: GPT, tokenizer: Tokenizer, prompt: str, config: SampleConf
     speed = Speed(model)
     found = beam_search(model, tokenizer, prompt, wish, beams)
     if speed.streams:
-        print(speed.since(max(len(beam.tokens) for beam in found)), file=sys.stderr)
+        print(speed.since(), file=sys.stderr)
     start = tokenizer.decode(tokenizer.encode(prompt))
     if len(found) == 1:
         return start + found[0].text
@@ -244,6 +244,9 @@ def _check_sources(config: SampleConfig) -> None:
         raise UserError("draft speeds up a single sample: leave it out with prompts and interactive")
     if _limits(config) and config.compile:
         raise UserError("a model under a memory budget cannot be compiled: leave compile out")
+    for name in ("length_penalty", "early_stopping"):
+        if not config.n_beam and getattr(config, name) != getattr(SampleConfig, name):
+            raise UserError(f"{name}={getattr(config, name)} is of a beam search: add n_beam=4, or leave it out")
     if config.n_beam:
         check_beams(*_beams(config))
         if config.draft is not None or config.compile or config.interactive or config.prompts is not None:

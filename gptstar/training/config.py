@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from gptstar.data.config import DataConfig
@@ -205,6 +206,10 @@ class TrainConfig:
     run_dir: str = "runs/unnamed"
     resume: str | None = None
     init_from: str | None = None
+
+    def __post_init__(self) -> None:
+        with suppress(UserError):  # a budget that cannot be, of which `check` tells
+            self.schedule = self.schedule.of(self.total_steps)
 
     @property
     def sequence_length(self) -> int:

@@ -140,8 +140,8 @@ def test_of_a_single_book_the_end_is_held_out_and_the_tokenizer_does_not_see_it(
     (before,), (end,) = documents(prepared, "train"), documents(prepared, "validation")
     assert before + end == BOOK and end.startswith("line ") and before.endswith("\n")
     assert len(end) == pytest.approx(0.05 * len(BOOK), abs=len("line 399 of the only book there is"))
-    assert seen[-1] == before
-    assert "few: the last 5% of its only document is held out" in said.getvalue()
+    assert seen == [before]
+    assert "few: too few documents to hold some of them out, so the last 5% of each is" in said.getvalue()
     again = prepare(data, BPE)
     assert corpus_of(again).cached and documents(again, "validation") == [end]
 
@@ -154,14 +154,35 @@ def test_of_few_documents_the_ends_are_held_out_where_all_would_be_on_one_side(t
     assert [before + end for before, end in pairs] == texts
 
 
-def test_ends_are_compared_and_filtered_as_documents_of_their_own(tmp_path):
-    texts = [BOOK, "a\n" * 40 + BOOK[-2000:]]
-    data = few(tmp_path, *texts, filters=FilterConfig(min_chars=500), exact_duplicates=True)
-    data = dataclasses.replace(data, near_duplicates=NearConfig(threshold=0.9), validation_fraction=0.002)
-    with pytest.raises(UserError, match="validation split of data=few has no document"):
-        prepare(data, BPE)
-    prepared = prepare(dataclasses.replace(data, validation_fraction=0.1, filters=FilterConfig(min_chars=150)), BPE)
-    assert len(documents(prepared, "train")) == len(documents(prepared, "validation")) == 2
+def test_ends_are_compared_as_documents_of_their_own(tmp_path):
+    end = "the same end in both of them, word for word\n" * 12
+    data = few(tmp_path, "one\n" * 2000 + end, "another\n" * 1000 + end, validation_fraction=len(end) / (8000 + len(end)))
+    assert len(documents(prepare(data, BPE), "validation")) == 2
+    prepared = prepare(dataclasses.replace(data, exact_duplicates=True), BPE)
+    assert len(documents(prepared, "train")) == 2 and documents(prepared, "validation") == [end]
+
+
+def test_filters_see_whole_documents(tmp_path):
+    texts = [BOOK, "too short", *("much too long " * 2000 + str(i) for i in range(4))]
+    data = few(tmp_path, *texts, filters=FilterConfig(min_chars=len(BOOK), max_chars=len(BOOK)))
+    prepared = prepare(dataclasses.replace(data, validation_fraction=0.001), BPE)
+    assert documents(prepared, "train")[0] + documents(prepared, "validation")[0] == BOOK
+    card = json.loads((corpus_of(prepared).folder / "data.json").read_text())
+    assert card["removed"] == {"too long": 4, "too short": 1} and card["read"]["documents"] == 6
+
+
+def test_a_split_depends_on_its_corpus_alone(tmp_path):
+    """So that others can join it, in a run that goes on."""
+    data = few(tmp_path, BOOK)
+    write_corpus(tmp_path / "more", n_file=30)
+    book, more = ({"paths": [f"{tmp_path}/{name}/*.txt"]} for name in ("few", "more"))
+    tokenizer = prepare(data, BPE).tokenizer
+    alone, both = (
+        prepare(DataConfig(name="m", corpora=corpora, cache_dir=data.cache_dir), BPE, given=tokenizer)
+        for corpora in ({"book": book}, {"book": book, "more": more})
+    )
+    assert alone.corpora["book"].key == both.corpora["book"].key
+    assert all(len(corpus.validation) for corpus in both.corpora.values())
 
 
 def test_a_corpus_with_held_out_files_keeps_its_documents_whole(tmp_path):
@@ -176,6 +197,23 @@ def test_cutting_an_end_off_loses_nothing(text, share):
     before, end = cut_end(text, share)
     assert before + end == text
     assert not end or (before.strip() and end.strip())
+
+
+@pytest.mark.parametrize(
+    ("text", "share", "end"),
+    [
+        ("word " * 200, 0.1, "word " * 20),
+        ("a" * 1000, 0.1, "a" * 100),
+        ("a" * 500 + "\n" + "b" * 499, 0.1, "b" * 100),
+        (("a" * 99 + "\n") * 10, 0.1, "a" * 99 + "\n"),
+        ("word " * 200 + "\n" * 2000, 0.1, "word " * 20 + "\n" * 2000),
+        ("a", 0.5, ""),
+        ("word " * 200, 0.0, ""),
+    ],
+    ids=range(7),
+)
+def test_an_end_is_about_its_share_and_begins_with_a_line_or_word_where_one_is_near(text, share, end):
+    assert cut_end(text, share)[1] == end
 
 
 def test_keys_of_corpora_whose_documents_stay_whole_have_not_changed():

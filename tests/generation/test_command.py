@@ -158,6 +158,8 @@ def test_a_search_finds_what_the_function_finds(checkpoint, capsys):
         ({"n_beam": 2, "n": 3}, "n=3 sequences are more than n_beam=2"),
         ({"n_beam": 2, "temperature": 0.5}, "temperature=0.5 has no effect in beam search"),
         ({"n_beam": 2, "early_stopping": "soon"}, "early_stopping='soon' must be"),
+        ({"early_stopping": True}, "early_stopping=True is of a beam search: add n_beam=4"),
+        ({"length_penalty": 0.5}, "length_penalty=0.5 is of a beam search: add n_beam=4"),
         ({"n_beam": 2, "compile": True}, "n_beam=2 searches from one prompt: leave"),
         ({"n_beam": 2, "draft": "lookup"}, "n_beam=2 searches from one prompt: leave"),
     ],

@@ -65,3 +65,16 @@ def test_impossible_trainer_settings_are_refused(changes, words):
 def test_an_unknown_logger_is_refused():
     with pytest.raises(ValueError, match=r"logger\.name='mlflow' is unknown: choose one of jsonl"):
         LoggerConfig(name="mlflow")
+
+
+@pytest.mark.parametrize(("steps", "n_warmup"), [(600, 20), (5, 2)])
+def test_a_run_keeps_the_number_that_null_stood_for(steps, n_warmup):
+    """So that a run of an older version, which had the number, is the same run."""
+    made = config(schedule={"warmup_steps": None}, trainer={"max_steps": steps})
+    assert made.schedule.warmup_steps == n_warmup
+
+
+def test_a_budget_that_cannot_be_is_told_of_by_check():
+    made = config(schedule={"warmup_steps": None}, trainer={"max_steps": None, "max_tokens": 1})
+    with pytest.raises(UserError, match="less than one step"):
+        made.check()

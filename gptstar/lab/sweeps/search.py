@@ -130,7 +130,7 @@ class SearchSweeper(Sweeper):
         """
         train = self._train_config(fixed)
         config = self._compose(fixed)
-        config.schedule.warmup_steps = train.schedule.of(train.total_steps).warmup_steps  # which null stands for
+        config.schedule.warmup_steps = train.schedule.warmup_steps  # which null stands for
         found: dict[str, str | float] = {}
         for key, domain in space.items():
             if key in BUDGET or (key in TOKENS_A_STEP and train.trainer.max_tokens is None):
