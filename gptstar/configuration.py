@@ -5,11 +5,9 @@ Below the doors nobody sees Hydra.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import sys
-import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
@@ -19,12 +17,11 @@ from typing import Any, get_type_hints
 
 import hydra
 import yaml
-from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.plugins.plugin import Plugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -34,7 +31,9 @@ from gptstar.data.config import MIXTURE
 from gptstar.data.corpora import CorpusConfig
 from gptstar.environment import launch, launches
 from gptstar.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UserError, complain, say_interrupted
+from gptstar.mistakes import failed_job, no_folder, no_memory, one_line, refuse_options
 from gptstar.model.config import ModelConfig
+from gptstar.pipes import outliving_readers
 
 _SWEPT = "GPTSTAR_SWEPT"
 # Taken literally, whatever they hold, in sweeps too.
@@ -42,14 +41,6 @@ TEXT_KEYS = (
     *("prompt", "prompt_file", "prompts", "output", "draft", "trainer.sample_prompt"),
     *("checkpoint", "resume", "init_from", "data_dir", "output_dir", "trainer.eval_tasks_dir"),
     *("baseline", "title", "log", "log_file"),
-)
-
-# What one door calls so and another one otherwise: who types a neighbour's name is told this one's.
-SYNONYMS = (
-    ("dtype", "precision"),
-    ("output", "output_dir", "run_dir"),
-    ("max_length", "sequence_length", "context", "contexts"),
-    ("checkpoint", "checkpoints", "init_from"),
 )
 
 
@@ -89,6 +80,7 @@ def run_door(
     texts = set() if sweep else _text_keys(schema)  # in a sweep, commas separate what is tried
     for n, argument in enumerate(sys.argv[1:], 1):
         sys.argv[n] = _literal_text(_forced(_one_idea(_full_name(argument))), texts)
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in sweep)  # Hydra wants -m before settings
     for plugin in plugins:  # Hydra takes only what goes by the name of a package of plugins
         Plugins.instance().register(plugin)
         Plugins.instance().class_name_to_class[f"hydra_plugins.gptstar.{plugin.__name__}"] = plugin
@@ -108,30 +100,11 @@ def run_door(
                 raise UserError(f"run {number} ended with exit code {end.code}: its log is in run_dir/.slurm") from None
             failed.append(end.code)  # the other runs of a sweep go on
 
-    with _ends_in_one_line(schema, continues):
-        _refuse_options(sys.argv[1:])
+    with outliving_readers(), _ends_in_one_line(schema, continues):
+        refuse_options(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=name)(task)()
     if failed:
         sys.exit(failed[0])
-
-
-def _refuse_options(arguments: Sequence[str]) -> None:
-    """Of --KEY VALUE, other programs' way, Hydra's parser would only print how it is called."""
-    known = [option for action in get_args_parser()._actions for option in action.option_strings]
-    for argument, after in zip(arguments, [*arguments[1:], ""], strict=False):
-        name, equals, value = argument.partition("=")
-        if name.startswith("--") and not any(option.startswith(name) for option in known):
-            value = value if equals else after if after and not after.startswith("-") and "=" not in after else "VALUE"
-            key = name.lstrip("-").replace("-", "_")
-            raise UserError(f"{name} is not an option: settings are KEY=VALUE, so {key}={value}; --help lists them")
-
-
-def _failed_job(error: Exception) -> str | None:
-    """In one line, where it is a job of a cluster that failed."""
-    if not type(error).__module__.startswith("submitit."):
-        return None
-    reason = next((line for line in reversed(str(error).splitlines()) if "Error" in line or "error:" in line), "")
-    return f"a job of the sweep failed ({reason.strip() or type(error).__name__}): its log is in run_dir/.slurm"
 
 
 def with_list(arguments: list[str], key: str, options: tuple[str, ...] = ()) -> list[str]:
@@ -201,21 +174,13 @@ def _ends_in_one_line(schema: type, continues: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         sys.exit(say_interrupted(continues))
     except (UserError, HydraException, OmegaConfBaseException) as error:
-        complain(_one_line(error, schema))
+        complain(one_line(error, schema, config_directory() / "model"))
         sys.exit(EXIT_BAD_INPUT)
     except Exception as error:
-        if (said := _failed_job(error) or _no_folder(error)) is None:
+        if (said := failed_job(error) or no_folder(error) or no_memory(error)) is None:
             raise
         complain(said)
         sys.exit(EXIT_BAD_INPUT if isinstance(error, OSError) else 1)
-
-
-def _no_folder(error: Exception) -> str | None:
-    """In one line, where Hydra could not make the run folder, which it does before anything of ours runs."""
-    ours = any(frame.name in ("task", "_checked") for frame in traceback.extract_tb(error.__traceback__))
-    if not isinstance(error, OSError) or ours:
-        return None
-    return f"run_dir={error.filename} cannot be made ({error.strerror}): choose another one"
 
 
 def _remove_if_empty(folder: Path) -> None:
@@ -364,65 +329,6 @@ def _sweep_name(number: int, overrides: Sequence[str]) -> str:
     several = os.environ.get(_SWEPT, "").split()  # a job of a cluster has another command line, and this environment
     own = [override for override in overrides if override.partition("=")[0].lstrip("+") in several]
     return re.sub(r"[^\w.-]+", "_", f"{number}-{','.join(own).replace('=', '-')}").rstrip("-")[:120]
-
-
-def _one_line(error: Exception, schema: type) -> str:
-    """What is wrong and how to mend it."""
-    text = str(error).strip()
-    if isinstance(error, UserError):
-        return text
-    if isinstance(error, MissingConfigException):
-        first, _, options = text.partition("\n")
-        wanted = first.removeprefix("In ").partition("Could not find ")[2].strip().strip("'")
-        group, _, choice = wanted.partition("/")
-        names = [line.strip() for line in options.partition("Config search path")[0].splitlines() if "\t" in line]
-        return f"{group}={choice} is unknown: choose one of {', '.join(names)}" if names else first
-    if isinstance(error, OverrideParseException):
-        return f"{error.override!r} is not of the form key=value: {_example(schema, error.override)}"
-    if (several := re.match(r"Ambiguous value for argument '([^=]+)=(.*?)'", text)) is not None:
-        key, values = several[1], several[2]
-        return f"{key}={values} is several values: write {key}=[{values}], or add -m for a run of each"
-    cause = str(error.__cause__ or error)  # OmegaConf's own words where Hydra wraps them
-    full_key = next((line.split(":", 1)[1].strip() for line in cause.splitlines() if "full_key:" in line), "")
-    if "not in" in cause and full_key:
-        known, name = _all_keys(schema), full_key.rpartition(".")[2]
-        close = (
-            _synonyms(full_key, known)
-            or difflib.get_close_matches(full_key, known, n=1, cutoff=0.5)
-            or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        )
-        hint = f"did you mean {close[0]}?" if close else "--help lists them"
-        return f"{full_key} is not a setting: {hint}"
-    if "is not a ListConfig" in cause:
-        return f"{full_key} must be a list: write {full_key}=[...]"
-    reason = next(line for line in cause.splitlines() if line.strip())
-    return f"{full_key}: {reason}" if full_key else reason
-
-
-def _synonyms(full_key: str, known: Sequence[str]) -> list[str]:
-    """Keys that mean what full_key says, those beside it first."""
-    group, _, name = full_key.rpartition(".")
-    same = [other for names in SYNONYMS if name in names for other in names]
-    found = [key for other in same for key in known if key.rpartition(".")[2] == other]
-    return sorted(found, key=lambda key: key.rpartition(".")[0] != group)
-
-
-def _example(schema: type, word: str) -> str:
-    """How what stands alone is probably meant."""
-    key = next((key for key in ("checkpoint", "run", "model") if key in _all_keys(schema)), None)
-    if key is None or "=" in word or " " in word:
-        return "quote values with spaces or special characters"
-    return f"is it {key}={word}?"
-
-
-def _all_keys(schema: type, prefix: str = "") -> list[str]:
-    keys = []
-    hints = get_type_hints(schema)
-    for f in fields(schema):
-        keys.append(prefix + f.name)
-        if is_dataclass(hints[f.name]):
-            keys += _all_keys(hints[f.name], f"{prefix}{f.name}.")
-    return keys
 
 
 def _text_keys(schema: type, prefix: str = "") -> set[str]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
@@ -66,6 +67,24 @@ MISTAKES = [
     (["--resume", "runs/a"], ["--resume is not an option", "so resume=runs/a; --help lists them"]),
     (["model=star_3m", "--max-steps=7"], ["--max-steps is not an option", "so max_steps=7;"]),
     (["--debug", "--fast", "a=1"], ["--debug is not an option", "so debug=VALUE;"]),
+    (["-p", "hello"], ["-p is not an option: settings are KEY=VALUE, so prompt=hello"]),
+    (["-n", "4"], ["-n is not an option: settings are KEY=VALUE, so n=4"]),
+    (["epochs=1"], ["did you mean trainer.max_steps?"]),
+    (["max_iters=1"], ["did you mean trainer.max_steps?"]),
+    (["learning_rate=1"], ["did you mean optimizer.lr?"]),
+    (["trainer.learning_rate=1"], ["did you mean optimizer.lr?"]),
+    (["model.n_embd=1"], ["did you mean model.d_model?"]),
+    (["block_size=1"], ["did you mean model.context?"]),
+    (["model.dropout=0.1"], ["model.dropout is not a setting: --help lists them"]),
+    (["data.paths=[mine.txt]"], ["data.paths=['mine.txt'] is not read by data=stdlib: add data=text_files"]),
+    (["data.dataset=x/y"], ["data.dataset=x/y is not read by data=stdlib: add data=hub"]),
+    (["data.epochs=2"], ["data.epochs=2.0 shares a pass out", "leave it out", "trainer.max_steps"]),
+    (
+        ["data=text_files", "data.paths=[/tmp]"],
+        ["data.paths: /tmp is a folder: name its files, for example /tmp/*.txt"],
+    ),
+    (["plan"], ["'plan' is not of the form key=value: --help lists the settings"]),
+    ([__file__], ["is it data=text_files data.paths=[", "test_configuration.py]?"]),
     (["gpt127"], ["'gpt127' is not of the form key=value: is it model=gpt127?"]),
     (["model=star_3m,gpt2_3m"], ["model=star_3m,gpt2_3m is several values", "add -m for a run of each"]),
 ]
@@ -81,6 +100,33 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(door, capsys, tmp_path,
     assert len(lines) == 1 and lines[0].startswith("error: "), lines
     assert all(word in lines[0] + "\n" for word in words), lines[0]
     assert list(tmp_path.rglob("*")) in ([], [tmp_path / "runs"])
+
+
+def test_the_flag_of_a_sweep_may_stand_anywhere(door):
+    assert [c.trainer.seed for c in composed(door, "run_dir=study", "-m", "trainer.seed=0,1")] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 80000000000 bytes."),
+            "74.51 GiB",
+        ),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has"), "another 2.50 GiB:"),
+        (MemoryError(), "not enough memory: a smaller batch"),
+    ],
+    ids=["cpu", "cuda", "python"],
+)
+def test_too_little_memory_is_one_line(door, capsys, error, words):
+    def main(config):
+        raise error
+
+    with pytest.raises(SystemExit) as exit_:
+        door(main=main)
+    said = capsys.readouterr().err
+    assert exit_.value.code == 1 and said.startswith("error: not enough memory") and words in said
+    assert said.count("\n") == 1
 
 
 def test_a_misspelt_key_in_a_yaml_file_is_named(door, capsys, tmp_path):
@@ -163,10 +209,12 @@ def test_runs_go_where_they_are_told_and_sweeps_into_folders_of_their_own(door):
         f"study/{i}-model-{m}_trainer.seed-{s}"
         for i, (m, s) in enumerate([("star_3m", 0), ("star_3m", 1), ("gpt2_3m", 0), ("gpt2_3m", 1)])
     ]
-    told = composed(door, "-m", "run_dir=study", "trainer.seed=0,1", "trainer.clip=1e0", "data.paths=[a, b]")
+    told = composed(
+        door, "-m", "run_dir=study", "trainer.seed=0,1", "trainer.clip=1e0", "ideas=[]", "logger.project=a b"
+    )
     assert [c.run_dir for c in told] == ["study/0-trainer.seed-0", "study/1-trainer.seed-1"]  # only what differs
     long = "/long/name" * 30
-    many = composed(door, "-m", "run_dir=study", f"data.paths=[{long}a],[{long}b]")
+    many = composed(door, "-m", "run_dir=study", "data=text_files", f"data.paths=[{long}a],[{long}b]")
     assert [len(Path(c.run_dir).name) for c in many] == [120, 120]
     assert [Path(c.run_dir).parent for c in many] == [Path("study")] * 2
 

@@ -54,7 +54,7 @@ class DataConfig(CorpusConfig):
                          of another corpus
     validation_fraction  share of the documents held out, chosen by a hash of their text, so that a document stays
                          on its side when the corpus grows and exact duplicates never straddle the split; of a corpus of
-                         20 documents or fewer that all come to lie on one side, instead the end of each
+                         100 documents or fewer that all come to lie on one side, instead the end of each
     packing              concatenate (documents in a row, cut into sequences) or best_fit (a sequence holds whole
                          documents, as many as fit; only longer ones are cut)
     document_mask        whether attention stays within a document where several share a sequence
@@ -112,12 +112,26 @@ class DataConfig(CorpusConfig):
                 raise ValueError(f"{name!r} cannot name a corpus: use letters, digits, _, - and .")
         if not self.corpora:
             self.check("data")
+            self._refuse_what_is_not_read()
             return
         self.corpora = {name: _corpus(f"data.corpora.{name}", values) for name, values in self.corpora.items()}
         weighted = [name for name, corpus in self.parts.items() if corpus.weight is not None]
         if weighted and len(weighted) < len(self.corpora):
             without = next(name for name in self.corpora if name not in weighted)
             raise ValueError(f"data.corpora.{without}.weight is not set, but {weighted[0]}'s is: set all or none")
+
+    def _refuse_what_is_not_read(self) -> None:
+        """Raises ValueError for what would silently be without effect."""
+        if self.corpus == "stdlib":
+            for key, other in (("paths", "text_files"), ("validation_paths", "text_files"), ("dataset", "hub")):
+                if value := getattr(self, key):
+                    raise ValueError(f"data.{key}={value} is not read by data=stdlib: add data={other}")
+        for key in ("epochs", "weight"):
+            if (value := getattr(self, key)) != getattr(CorpusConfig, key):
+                raise ValueError(
+                    f"data.{key}={value} shares a pass out among the corpora of a mixture, and this is one corpus: "
+                    "leave it out; how long a run is says trainer.max_steps or trainer.max_tokens"
+                )
 
     @property
     def parts(self) -> dict[str, CorpusConfig]:

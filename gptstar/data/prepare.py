@@ -125,6 +125,8 @@ def prepare(
     for split in SPLITS:
         if not any(len(getattr(corpus, split)) for corpus in corpora.values()):
             remedy = "give it more documents, or hold files out with data.validation_paths=[FILE]"
+            if split == "train" and not any(len(corpus.validation) for corpus in corpora.values()):
+                remedy = "there is no text in it"
             if split == "validation" and data.validation_fraction == 0:
                 remedy = "with data.validation_fraction=0 it needs data.validation_paths or data.validation_split"
             raise UserError(f"the {split} split of data={data.name} has no document: {remedy}")

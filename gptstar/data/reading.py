@@ -102,6 +102,8 @@ def find_pieces(key: str, patterns: list[str], fields: Fields | None = None) -> 
     files: dict[str, str] = {}
     for pattern in patterns:
         found = find(pattern)
+        if not found and os.path.isdir(os.path.expanduser(pattern)):
+            raise UserError(f"{key}: {pattern} is a folder: name its files, for example {pattern.rstrip('/')}/*.txt")
         if not found:
             raise UserError(f"{key}: no file matches {pattern!r} (from {os.getcwd()}): check the path")
         files |= found

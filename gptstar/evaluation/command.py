@@ -75,6 +75,11 @@ class EvaluateConfig:
             raise ValueError("tasks is empty: name at least one")
         if self.limit is not None and not self.limit > 0:
             raise ValueError(f"limit={self.limit} must be above 0, or null for all documents")
+        for key in ("limit", "num_fewshot"):
+            if getattr(self, key) is not None and {*self.tasks} == {HELD_OUT}:
+                raise ValueError(
+                    f"{key}={getattr(self, key)} is of tasks with documents, not of {HELD_OUT}: leave it out"
+                )
         if self.num_fewshot is not None and self.num_fewshot < 0:
             raise ValueError(f"num_fewshot={self.num_fewshot} must not be negative")
         if self.dtype not in ("auto", *DTYPES, *KINDS):

@@ -248,6 +248,8 @@ def _check_sources(config: SampleConfig) -> None:
         if not config.n_beam and getattr(config, name) != getattr(SampleConfig, name):
             raise UserError(f"{name}={getattr(config, name)} is of a beam search: add n_beam=4, or leave it out")
     if config.n_beam:
+        if config.n_beam == 1:
+            raise UserError("n_beam=1 searches nothing: 2 or more, or 0 to draw")
         check_beams(*_beams(config))
         if config.draft is not None or config.compile or config.interactive or config.prompts is not None:
             raise UserError(
@@ -365,7 +367,8 @@ def _draft(config: SampleConfig, tokenizer: Tokenizer, loaded: tuple[GPT, Tokeni
 def command_line(config: SampleConfig) -> str:
     """What to type for the same sample: the settings that always matter, and those that are not as usual."""
     usual, settings = asdict(SampleConfig()), asdict(config)
-    keys = [*ALWAYS_SAID, *(k for k, v in settings.items() if k not in ALWAYS_SAID and v != usual[k])]
+    always = ("checkpoint", "prompt", "max_new_tokens") if config.n_beam else ALWAYS_SAID
+    keys = [*always, *(k for k, v in settings.items() if k not in always and v != usual[k])]
     return " ".join([door_command("sample"), *(shlex.quote(f"{k}={_typed(k, settings[k])}") for k in keys)])
 
 

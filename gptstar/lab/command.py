@@ -108,7 +108,7 @@ def _own_reports(
 
 def _usual_folder(sources: list[str]) -> Path:
     paths = [Path(source).expanduser() for source in sources]
-    if len(paths) == 1 and paths[0].is_dir() and not (paths[0] / "config.yaml").is_file():
+    if len(paths) == 1 and paths[0].is_dir():  # of a study, or of a run alone, which is not to replace its study's
         return paths[0] / "comparison"
     return Path(os.path.commonpath([path.absolute().parent for path in paths])) / "comparison"
 

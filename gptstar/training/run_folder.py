@@ -168,7 +168,10 @@ def refuse_changes(origin: Path, config: TrainConfig) -> None:
     """Raises UserError where a run's continuation would be another run."""
     changed = [told for key, told in changes(origin, config).items() if under(key, FIXED) and not under(key, FREE)]
     if changed:
-        raise UserError(f"resume={config.resume}: the run was made with other settings ({'; '.join(changed)})")
+        raise UserError(
+            f"resume={config.resume}: the run was made with other settings ({'; '.join(changed)}): "
+            "leave them out, or begin another run"
+        )
 
 
 def told_changes(run: Path, config: TrainConfig) -> list[str]:

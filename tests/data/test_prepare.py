@@ -156,7 +156,9 @@ def test_of_few_documents_the_ends_are_held_out_where_all_would_be_on_one_side(t
 
 def test_ends_are_compared_as_documents_of_their_own(tmp_path):
     end = "the same end in both of them, word for word\n" * 12
-    data = few(tmp_path, "one\n" * 2000 + end, "another\n" * 1000 + end, validation_fraction=len(end) / (8000 + len(end)))
+    data = few(
+        tmp_path, "one\n" * 2000 + end, "another\n" * 1000 + end, validation_fraction=len(end) / (8000 + len(end))
+    )
     assert len(documents(prepare(data, BPE), "validation")) == 2
     prepared = prepare(dataclasses.replace(data, exact_duplicates=True), BPE)
     assert len(documents(prepared, "train")) == 2 and documents(prepared, "validation") == [end]

@@ -154,7 +154,7 @@ def test_a_search_finds_what_the_function_finds(checkpoint, capsys):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"n_beam": 1}, "n_beam=1 must be"),
+        ({"n_beam": 1}, "n_beam=1 searches nothing: 2 or more, or 0 to draw"),
         ({"n_beam": 2, "n": 3}, "n=3 sequences are more than n_beam=2"),
         ({"n_beam": 2, "temperature": 0.5}, "temperature=0.5 has no effect in beam search"),
         ({"n_beam": 2, "early_stopping": "soon"}, "early_stopping='soon' must be"),

@@ -142,6 +142,15 @@ def test_mistakes_are_one_line(compare, study, capsys, arguments, words):
     assert not (study / "comparison").exists()
 
 
+def test_a_run_alone_does_not_replace_the_report_of_its_study(compare, study):
+    compare(str(study))
+    report = study / "comparison" / "report.md"
+    before = report.read_text()
+    run = next(path.parent for path in sorted(study.glob("*/config.yaml")))
+    compare(str(run))
+    assert report.read_text() == before and (run / "comparison" / "report.md").is_file()
+
+
 def test_words_are_runs_and_the_rest_are_settings():
     assert with_list(["++columns.x=y", "~why", "--log=T"], "runs", ("log",)) == [
         "++columns.x=y",

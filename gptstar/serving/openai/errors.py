@@ -68,6 +68,8 @@ def _first_fault(error: RequestValidationError) -> tuple[str, str | None]:
     said = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "json_invalid":
         return f"the body is not JSON: {short(str(fault.get('ctx', {}).get('error', said)))}", None
+    if fault["loc"] == ("body",) and isinstance(fault.get("input"), str | bytes):
+        return "the body must be a JSON object, and come with Content-Type: application/json", None
     place, unknown = "", fault["type"] == "unknown_field"
     for part in (*fault["loc"][1:], *([fault["ctx"]["name"]] if unknown else [])):  # the first one says body
         place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
