@@ -40,10 +40,10 @@ class _Outlet:
 @contextmanager
 def outliving_readers() -> Iterator[None]:
     """While entered, what is written to a closed pipe is lost, and nothing else is."""
-    before = sys.stdout
-    sys.stdout = _Outlet(before)  # type: ignore[assignment]
+    before, outlet = sys.stdout, _Outlet(sys.stdout)
+    sys.stdout = outlet  # type: ignore[assignment]
     try:
         yield
-        sys.stdout.flush()
     finally:
+        outlet.flush()  # Python itself would complain at its end
         sys.stdout = before

@@ -22,6 +22,7 @@ import numpy as np
 
 from gptstar.data.words import hash_ngrams, hash_ngrams_at, hash_words
 from gptstar.errors import UserError, reason, valid_json
+from gptstar.hub import offline_without_network
 
 WORDS = re.compile(r"[^\W_]+")  # what gptstar.data.words takes for words
 PASSAGE = 300  # characters of a passage that are told
@@ -262,6 +263,7 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _read_hub(task: str) -> Iterator[tuple[int, Any]]:
+    offline_without_network()
     import datasets  # 2 s: only where it is needed
 
     source = TASKS[task]

@@ -51,6 +51,7 @@ DECODERS: dict[str, Decoder] = {
 
 def split_suffix(name: str) -> tuple[str, str] | None:
     """(format, compression) of a file's name: one of CUTTERS or PARQUET, one of COMPRESSIONS or "". None: unknown."""
+    name = name.lower()  # BOOK.TXT
     for short, long in _SHORT.items():
         if name.endswith(short):
             name = name.removesuffix(short) + long

@@ -11,6 +11,7 @@ library's own cache, without a network, has no other. A streamed dataset has no 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from gptstar.data.fingerprint import fingerprint
 from gptstar.data.records import BLOCK_BYTES, Block, Fields
 from gptstar.data.sources import root_reason
 from gptstar.errors import UserError
+from gptstar.hub import offline_without_network
 
 ROWS = 1000  # in a block at most
 _ROWS_AT_A_TIME = 50  # some datasets have a book in each row
@@ -89,7 +91,9 @@ class HubSplit:
             dataset = self.builder.as_streaming_dataset(split=self.split)
             names = dataset.column_names or list(next(iter(dataset.take(1)), {}))
         except Exception as error:
-            raise UserError(f"{self.title} cannot be loaded: {root_reason(error)}") from error
+            raise UserError(
+                f"{self.title} cannot be loaded: {root_reason(error)}: check its name, or connect"
+            ) from error
         dataset = dataset.select_columns(columns_of(fields, names, self.title))
         count = dataset.num_shards
         name = "/".join(part for part in (self.dataset, self.subset, self.split) if part)
@@ -111,6 +115,8 @@ class HubSplit:
 
 def open_hub(dataset: str, subset: str | None, split: str, revision: str | None = None) -> HubSplit:
     """A dataset by its name on the hub or its folder. UserError where there is none, or no network."""
+    if not os.path.exists(dataset):
+        offline_without_network()
     import datasets  # 2 s: only where it is needed
 
     try:

@@ -10,7 +10,8 @@ from pathlib import Path
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from gptstar.errors import UserError, reason
+from gptstar.errors import UserError
+from gptstar.hub import offline_without_network, why_not
 
 
 @dataclass
@@ -97,12 +98,13 @@ def load_tokenizer(source: str, eot_token: str) -> Tokenizer:
                 "one that has them"
             )
         else:
+            offline_without_network()
             fast = FastTokenizer.from_pretrained(source)
     except UserError:
         raise
     except Exception as error:  # the library raises bare Exception
         raise UserError(
-            f"tokenizer.source={source!r} is no local tokenizer and could not be had from the hub: {reason(error)}: "
+            f"tokenizer.source={source!r} is no local tokenizer and could not be had from the hub: {why_not(error)}: "
             "check the path, or connect"
         ) from error
     return Tokenizer(fast, eot_token)

@@ -25,6 +25,7 @@ from gptstar.evaluation.report import write_markdown
 from gptstar.evaluation.results import read_results, write_results
 from gptstar.evaluation.store import RequestStore, fingerprint
 from gptstar.files import make_folder
+from gptstar.hub import offline_without_network
 from gptstar.model.transformer import GPT
 from gptstar.offload.load import Limits
 from gptstar.pretrained.load import load_config
@@ -145,8 +146,7 @@ def _load_tasks(config: EvaluateConfig) -> list[LoadedTask]:
     names = [name for name in dict.fromkeys(config.tasks) if name != HELD_OUT]
     if not names:
         return []
-    from gptstar.evaluation.hub import offline_without_network  # slow to import, and not needed for held-out loss
-    from gptstar.evaluation.tasks import load_tasks
+    from gptstar.evaluation.tasks import load_tasks  # the harness is slow to import, and not always needed
 
     if config.data_dir is None:
         offline_without_network()

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from gptstar.data.tokenizer import Tokenizer
-from gptstar.errors import UserError, reason
+from gptstar.errors import UserError
+from gptstar.hub import offline_without_network, why_not
 from gptstar.model.config import ModelConfig
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.empty import pick_dtype
@@ -103,6 +104,7 @@ def _model_type(path: Path) -> str | None:
 def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
+    offline_without_network()
     try:
         for weights in HUB_WEIGHTS:
             folder = Path(snapshot_download(name, allow_patterns=HUB_FILES + weights, ignore_patterns=["*/*"]))
@@ -112,5 +114,5 @@ def _download(name: str) -> Path:
     except Exception as error:
         raise UserError(
             f"{name} is neither a folder here (from {Path.cwd()}) nor could it be had from the Hugging Face hub: check "
-            f"the path or name ({reason(error)})"
+            f"the path or name ({why_not(error)})"
         ) from error

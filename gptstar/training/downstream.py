@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from gptstar.data.tokenizer import Tokenizer
+from gptstar.hub import offline_without_network
 from gptstar.model.transformer import GPT
 from gptstar.training.config import TrainerConfig
 
@@ -17,8 +18,7 @@ def load_downstream(options: TrainerConfig) -> list[LoadedTask]:
     """The tasks with their data. Raises UserError for an unknown name and for data that is missing or damaged."""
     if not options.eval_tasks:
         return []
-    from gptstar.evaluation.hub import offline_without_network  # the harness is slow to import, and seldom needed
-    from gptstar.evaluation.tasks import load_tasks
+    from gptstar.evaluation.tasks import load_tasks  # the harness is slow to import, and not always needed
 
     if options.eval_tasks_dir is None:
         offline_without_network()

@@ -94,6 +94,14 @@ def test_short_names_of_compressed_tars(tmp_path, short, compression):
     assert [r.text for r in read(FilePiece(tmp_path / f"a{short}"))] == TEXTS
 
 
+@pytest.mark.parametrize("name", ["A.TXT", "a.Txt.GZ", "A.JSONL.XZ"])
+def test_suffixes_may_be_in_capitals(tmp_path, name):
+    suffix, compression = next((s, c) for s in MAKE for c in COMPRESS if name.lower().endswith(f"a{s}{c}"))
+    (tmp_path / name).write_bytes(COMPRESS[compression](MAKE[suffix](["abc"])))
+    (piece,) = find_pieces("data.paths", [str(tmp_path / name)])
+    assert [r.text for r in read(piece)] == ["abc"]
+
+
 def test_a_crawls_members_are_read_one_after_the_other(tmp_path):
     (tmp_path / "a.warc.wet.gz").write_bytes(warc_members(TEXTS))
     assert [r.text for r in read(FilePiece(tmp_path / "a.warc.wet.gz"))] == TEXTS

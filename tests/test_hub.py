@@ -6,8 +6,10 @@ import datasets
 import huggingface_hub.constants as constants
 import pytest
 
-from gptstar.evaluation import hub
-from gptstar.evaluation.hub import offline_without_network
+from gptstar import hub, load
+from gptstar.data.tokenizer import load_tokenizer
+from gptstar.errors import UserError
+from gptstar.hub import offline_without_network, why_not
 
 
 @pytest.fixture
@@ -15,6 +17,7 @@ def online(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub, "getproxies", dict)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "")  # put back afterwards
 
 
 def test_without_an_answer_the_libraries_go_offline(online, monkeypatch):
@@ -37,3 +40,15 @@ def test_with_an_answer_or_a_proxy_they_stay_online(online, monkeypatch):
     monkeypatch.setattr(hub, "getproxies", lambda: {"https": "http://proxy.test"})
     offline_without_network()
     assert not datasets.config.HF_HUB_OFFLINE
+
+
+def test_what_is_not_there_is_said_to_be_so_and_nothing_is_waited_for(online, monkeypatch, tmp_path):
+    def refused(address, timeout):
+        raise OSError
+
+    monkeypatch.setattr(socket, "create_connection", refused)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    for had in (lambda: load_tokenizer("gpt2", "<|endoftext|>"), lambda: load("nobody/nothing")):
+        with pytest.raises(UserError, match="it is not in the hub's cache, and the hub is not asked"):
+            had()
+    assert why_not(ValueError("another reason")) == "another reason"
