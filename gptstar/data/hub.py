@@ -122,7 +122,9 @@ def open_hub(dataset: str, subset: str | None, split: str, revision: str | None 
     try:
         return HubSplit(dataset, subset, split, datasets.load_dataset_builder(dataset, subset, revision=revision))
     except Exception as error:
-        raise UserError(f"{_title(dataset, subset, split)} cannot be loaded: {root_reason(error)}") from error
+        raise UserError(
+            f"{_title(dataset, subset, split)} cannot be loaded: {root_reason(error)}: check its name, or connect"
+        ) from error
 
 
 def _title(dataset: str, subset: str | None, split: str) -> str:

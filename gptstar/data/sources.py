@@ -48,7 +48,8 @@ def stamp(path: str) -> str:
     except UserError:
         raise
     except Exception as error:  # each file system has its own
-        raise UserError(f"{path} cannot be read: {root_reason(error)}") from error
+        remedy = ": check the address" if is_remote(path) else ""
+        raise UserError(f"{path} cannot be read: {root_reason(error)}{remedy}") from error
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
 
 
@@ -135,6 +136,8 @@ def root_reason(error: BaseException) -> str:
     """What the innermost error says, in one line: the outer ones only say that something was not found."""
     while error.__cause__ is not None:
         error = error.__cause__
+    if (status := getattr(error, "status", None)) and (said := getattr(error, "message", None)):  # of a web server
+        return reason(f"HTTP {status} {said}")
     return reason(error.strerror if isinstance(error, OSError) and error.strerror else error)
 
 

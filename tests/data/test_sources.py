@@ -106,7 +106,7 @@ def test_a_server_that_goes_on_failing_is_an_error(server):
 
 
 def test_what_is_not_there_and_who_does_not_answer(server):
-    with pytest.raises(UserError, match=r"http://.*/none.jsonl cannot be read: .*404"):
+    with pytest.raises(UserError, match=r"http://.*/none.jsonl cannot be read: HTTP 404 [^']*: check the address"):
         find_pieces("data.paths", [f"{server.url}/none.jsonl"])
     with pytest.raises(UserError, match=r"http://127.0.0.1:9/a.jsonl cannot be read: "):
         find_pieces("data.paths", ["http://127.0.0.1:9/a.jsonl"])
