@@ -5,6 +5,7 @@
 Each is a process of its own and prints its own table on the way; one that fails is named and the next goes on. Two
 cores need about half an hour for all. After each of them the table is written anew, FOLDER/bench_cpu.md, from
 FOLDER/bench_cpu.json: what ran earlier stays in it, with its own commit and machine, so a part can be run again alone.
+Where FOLDER is the usual one README's own table and seconds are written anew too (readme.py).
 Short runs spread widely: README says where a longer one stands. The exit status is 1 where a benchmark failed to run,
 whatever the figures.
 """
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import readme
 from benchmarks.table import in_columns, markdown, rows_of
 
 HERE = Path(__file__).resolve().parent
@@ -165,6 +167,8 @@ def main(
         replace_text(options.output / "bench_cpu.md", page(entries))
     print("\n" + in_columns([line for each in chosen for line in lines(each.name, entries[each.name])]))
     print(f"\n{options.output / 'bench_cpu.md'}")
+    if options.output.resolve() == HERE / "results":  # not of a trial elsewhere
+        readme.main()
     return int(failed > 0)
 
 

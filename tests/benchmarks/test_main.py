@@ -75,6 +75,7 @@ def test_every_script_is_in_the_table_or_needs_a_gpu():
         "contestants",
         "clients",
         "corpus",
+        "readme",
         "table",
     }
     assert scripts - {each.name for each in MODULE["BENCHMARKS"]} == {"attention", "gpu_train"}
