@@ -104,8 +104,8 @@ def _other_text(run: Run, reference: Run, called: str) -> str | None:
     other = wanted.length if wanted is not None else window_length(reference.config)
     if length is not None and other is not None and length != other:
         return (
-            f"was validated in windows of {length} tokens, {called} in windows of {other}: train both with the same "
-            f"trainer.eval_length, for example {min(length, other)}"
+            f"was validated in windows of {length} tokens, {called} in windows of {other}: train both with "
+            f"trainer.sequence_length={min(length, other)}, or at different lengths with the same trainer.eval_length"
         )
     if not _says_all(run, reference) and (differing := _differing(run.config, reference.config, TEXT)):
         return (

@@ -48,8 +48,8 @@ def test_other_text_is_out():
 def test_other_windows_are_out_unless_all_share_them():
     result = compare(make_run("x", held_out=LONGER))
     assert result.excluded["x"] == (
-        "was validated in windows of 64 tokens, base in windows of 32: train both with the same trainer.eval_length, "
-        "for example 32"
+        "was validated in windows of 64 tokens, base in windows of 32: train both with "
+        "trainer.sequence_length=32, or at different lengths with the same trainer.eval_length"
     )
     assert compare(make_run("x", held_out=LONGER), base=make_run("b", held_out=LONGER)).excluded == {}
     older = make_run("x", config=make_config(**{"trainer.sequence_length": 16}), **ABSENT)
