@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,7 +31,8 @@ def is_too_small(corpus: Corpus, clean: str, share: float, memory: Path) -> bool
             found = _on_one_side(corpus, clean, share)
         except UserError:
             return False  # whoever prepares it meets the same, and tells of it
-        replace_text(memory, json.dumps(_read(memory) | {key: found}, indent=0))
+        with suppress(OSError):  # several at once: only time is lost
+            replace_text(memory, json.dumps(_read(memory) | {key: found}, indent=0))
         return found
     return known[key]
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from preparing import BPE, corpus_of, documents
 from rich.console import Console
 
+from gptstar.data import ends
 from gptstar.data import prepare as module
 from gptstar.data.config import DataConfig
 from gptstar.data.filters import FilterConfig
@@ -125,3 +126,13 @@ def test_an_end_is_about_its_share_and_begins_with_a_line_or_word_where_one_is_n
 def test_keys_of_corpora_whose_documents_stay_whole_have_not_changed():
     recipe = Recipe("", "", Fields(), 0.05)
     assert "ends" not in recipe.values() and dataclasses.replace(recipe, ends=True).values()["ends"] is True
+
+
+def test_what_cannot_be_remembered_is_found_again(tmp_path, monkeypatch):
+    """Several processes that begin at once may be in each other's way there."""
+
+    def refused(path, text):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(ends, "replace_text", refused)
+    assert len(documents(prepare(few(tmp_path, BOOK), BPE), "validation")) == 1
