@@ -101,7 +101,7 @@ def run_door(
             failed.append(end.code)  # the other runs of a sweep go on
 
     with outliving_readers(), _ends_in_one_line(schema, continues):
-        refuse_options(sys.argv[1:])
+        refuse_options(sys.argv[1:], schema)
         hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=name)(task)()
     if failed:
         sys.exit(failed[0])

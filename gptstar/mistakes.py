@@ -28,22 +28,23 @@ SYNONYMS = (
     ("n_layer", "n_layers", "num_layers"),
     ("n_head", "n_heads", "num_heads"),
     ("lr", "learning_rate"),
+    ("prompt", "p"),
 )
-# Hydra's own short options that are easily taken for a setting of ours; they are for those who look at a configuration.
-OF_LOOKING = {"-p": "prompt", "--package": "package"}
+PACKAGE = ("-p", "--package")  # Hydra's own, which only mean something to those who look at a configuration (--cfg)
 
 
-def refuse_options(arguments: Sequence[str]) -> None:
+def refuse_options(arguments: Sequence[str], schema: type) -> None:
     """Of --KEY VALUE, other programs' way, Hydra's parser would only print how it is called."""
     known = [option for action in get_args_parser()._actions for option in action.option_strings]
     if not {"-c", "--cfg"} & {*arguments}:
-        known = [option for option in known if option not in OF_LOOKING]
+        known = [option for option in known if option not in PACKAGE]
     for argument, after in zip(arguments, [*arguments[1:], ""], strict=False):
         name, equals, value = argument.partition("=")
         short = re.fullmatch(r"-[a-z]\w*", name) and not any(name.startswith(o) for o in known if o[1] != "-")
         if short or (name.startswith("--") and not any(option.startswith(name) for option in known)):
             value = value if equals else after if after and not after.startswith("-") and "=" not in after else "VALUE"
-            key = OF_LOOKING.get(name, name.lstrip("-").replace("-", "_"))
+            key = name.lstrip("-").replace("-", "_")
+            key = next(iter(meant(key, all_keys(schema))), key)
             raise UserError(f"{name} is not an option: settings are KEY=VALUE, so {key}={value}; --help lists them")
 
 
@@ -94,7 +95,7 @@ def one_line(error: Exception, schema: type, presets: Path) -> str:
     if "not in" in cause and full_key:
         known, name = all_keys(schema), full_key.rpartition(".")[2]
         close = (
-            synonyms(full_key, known)
+            meant(full_key, known)
             or difflib.get_close_matches(full_key, known, n=1, cutoff=0.75)
             or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
         )
@@ -106,10 +107,13 @@ def one_line(error: Exception, schema: type, presets: Path) -> str:
     return f"{full_key}: {reason}" if full_key else reason
 
 
-def synonyms(full_key: str, known: Sequence[str]) -> list[str]:
-    """Keys that mean what full_key says, those beside it first."""
+def meant(full_key: str, known: Sequence[str]) -> list[str]:
+    """The settings that mean what full_key says, or are called so in some group; those beside it first."""
+    if full_key in known:
+        return [full_key]
     group, _, name = full_key.rpartition(".")
     same = [other for names in SYNONYMS if name in names for other in names]
+    same += [name] if len(name) > 1 else []  # a letter says too little
     found = [key for other in same for key in known if key.rpartition(".")[2] == other]
     return sorted(found, key=lambda key: key.rpartition(".")[0] != group)
 
@@ -121,8 +125,8 @@ def _example(schema: type, word: str, presets: Path) -> str:
     known, path = all_keys(schema), Path(word).expanduser()
     if "data.paths" in known and path.is_file():
         return f"is it data=text_files data.paths=[{word}]?"
-    for key, means in (("checkpoint", path.exists()), ("run", path.exists())):
-        if key in known and means:
+    for key in ("checkpoint", "run"):
+        if key in known and path.exists():
             return f"is it {key}={word}?"
     if "model" in known and (presets / f"{word}.yaml").is_file():
         return f"is it model={word}?"

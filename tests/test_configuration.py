@@ -65,9 +65,9 @@ MISTAKES = [
     (["trainer.parallel=fsdp"], ["trainer.parallel=fsdp needs several processes", "torchrun --nproc-per-node=N"]),
     (["x y"], ["'x y' is not of the form key=value", "quote values"]),
     (["--resume", "runs/a"], ["--resume is not an option", "so resume=runs/a; --help lists them"]),
-    (["model=star_3m", "--max-steps=7"], ["--max-steps is not an option", "so max_steps=7;"]),
+    (["model=star_3m", "--max-steps=7"], ["--max-steps is not an option", "so trainer.max_steps=7;"]),
     (["--debug", "--fast", "a=1"], ["--debug is not an option", "so debug=VALUE;"]),
-    (["-p", "hello"], ["-p is not an option: settings are KEY=VALUE, so prompt=hello"]),
+    (["-p", "hello"], ["-p is not an option: settings are KEY=VALUE, so p=hello; --help lists them"]),
     (["-n", "4"], ["-n is not an option: settings are KEY=VALUE, so n=4"]),
     (["epochs=1"], ["did you mean trainer.max_steps?"]),
     (["max_iters=1"], ["did you mean trainer.max_steps?"]),
@@ -149,6 +149,13 @@ def test_a_neighbours_name_for_a_setting_is_known(door, capsys):
         with pytest.raises(SystemExit):
             door(argument, name=name, schema=schema, main=sample)
         assert capsys.readouterr().err == f"error: {argument.partition('=')[0]} is not a setting: {hint}\n"
+
+
+def test_options_of_other_programs_are_answered_with_the_setting_of_this_door(door, capsys):
+    for option, setting in (("-p", "prompt"), ("--num_tokens", "num_tokens"), ("--precision", "dtype")):
+        with pytest.raises(SystemExit):
+            door(option, "x", name="sample", schema=SampleConfig, main=sample)
+        assert f"{option} is not an option: settings are KEY=VALUE, so {setting}=x;" in capsys.readouterr().err
 
 
 def test_sample_and_evaluate_need_a_checkpoint(door, capsys):

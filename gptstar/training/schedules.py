@@ -18,7 +18,8 @@ class ScheduleConfig:
     """How the learning rate moves over a run of `total` steps.
 
     name          cosine, wsd, constant, or exponential: the learning-rate range test
-    warmup_steps  steps of linear warm-up from 0; null: 20, or half of a run of fewer than 40
+    warmup_steps  steps of linear warm-up from 0; null: 20, or half of a run of fewer than 40, which a run's whole
+                  configuration puts in its place (`of`)
     final_ratio   the last learning rate as a share of the maximum
     hold_share    cosine: the last share of the run that stays at the final rate (GPT*: 0.1)
     decay_share   wsd: the last share of the run in which the rate falls linearly
@@ -49,14 +50,14 @@ class ScheduleConfig:
                 f"schedule.warmup_steps={self.warmup_steps} must be 0 in a learning-rate range test "
                 "(schedule.name=exponential), which rises by itself"
             )
-        if self.name == "exponential":
-            self.warmup_steps = 0
         if not 0 < self.first_ratio < 1:
             raise ValueError(f"schedule.first_ratio={self.first_ratio} must lie above 0 and below 1")
 
     def of(self, total: int) -> ScheduleConfig:
         """As it is in a run of so many steps, with a number of warm-up steps."""
-        return self if self.warmup_steps is not None else replace(self, warmup_steps=min(20, total // 2))
+        if self.warmup_steps is not None:
+            return self
+        return replace(self, warmup_steps=0 if self.name == "exponential" else min(20, total // 2))
 
 
 def cosine(config: ScheduleConfig, step: int, total: int) -> float:
@@ -93,7 +94,6 @@ SCHEDULES: dict[str, Callable[[ScheduleConfig, int, int], float]] = {
 
 def learning_rate_factor(config: ScheduleConfig, step: int, total: int) -> float:
     """The factor for the step that follows `step` finished ones, of `total`."""
-    config = config.of(total)
     if config.warmup_steps and step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     return SCHEDULES[config.name](config, step, total)
