@@ -31,7 +31,7 @@ def describe_environment(device: torch.device) -> dict:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "cuda": torch.version.cuda,
-        "command": " ".join(sys.argv),
+        "command": command_line(),
         "launch": launch(),
     }
 
