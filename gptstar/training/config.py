@@ -311,3 +311,14 @@ def check_vocabulary(n_token: int, model: ModelConfig) -> None:
             f"the tokenizer has {n_token} tokens but model.vocab_size={model.vocab_size}: "
             f"set model.vocab_size={n_token} or choose a smaller tokenizer"
         )
+
+
+def spare_embeddings(n_token: int, model: ModelConfig) -> str | None:
+    """A remark where more than a tenth of the model's embeddings stand for no token: they cost memory and time."""
+    spare = model.vocab_size - n_token
+    if spare * 10 <= model.vocab_size:
+        return None
+    return (
+        f"{spare:,} of the {model.vocab_size:,} embeddings stand for no token of the tokenizer: "
+        f"model.vocab_size={n_token} makes a smaller and faster model"
+    )

@@ -27,7 +27,7 @@ from gptstar.model.matmul import fast_gradients
 from gptstar.model.transformer import GPT
 from gptstar.pretrained.native import list_checkpoints
 from gptstar.training.checkpoint import Checkpoints, read_progress, restore_checkpoint, restore_weights
-from gptstar.training.config import TrainConfig
+from gptstar.training.config import TrainConfig, spare_embeddings
 from gptstar.training.downstream import measure_downstream
 from gptstar.training.feed import Feed
 from gptstar.training.interrupt import Interrupt
@@ -416,6 +416,8 @@ class Trainer:
         if state.step:
             other = f", with {'; '.join(changed)}" if changed else ""
             self.journal.note(f"continuing after step {state.step}{other}")
+        elif not config.init_from and (remark := spare_embeddings(self.data.tokenizer.vocab_size, config.model)):
+            self.journal.note(remark)
 
 
 def _due(step: int, every: int) -> bool:

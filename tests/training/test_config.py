@@ -2,7 +2,7 @@ import pytest
 
 from gptstar.data.tokenizer import TokenizerConfig
 from gptstar.errors import UserError
-from gptstar.training.config import LoggerConfig, TrainConfig, TrainerConfig
+from gptstar.training.config import LoggerConfig, TrainConfig, TrainerConfig, spare_embeddings
 from gptstar.training.schedules import ScheduleConfig
 from support import tiny_model
 
@@ -78,3 +78,10 @@ def test_a_budget_that_cannot_be_is_told_of_by_check():
     made = config(schedule={"warmup_steps": None}, trainer={"max_steps": None, "max_tokens": 1})
     with pytest.raises(UserError, match="less than one step"):
         made.check()
+
+
+def test_embeddings_that_are_of_no_use_are_remarked_on():
+    model = tiny_model(vocab_size=300)
+    assert spare_embeddings(300, model) is None and spare_embeddings(270, model) is None
+    assert spare_embeddings(269, model).startswith("31 of the 300 embeddings stand for no token")
+    assert "model.vocab_size=269 makes" in spare_embeddings(269, model)

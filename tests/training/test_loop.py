@@ -53,6 +53,14 @@ def test_a_run_leaves_everything_it_promises(train_config):
     assert "sample" in (run / "train.log").read_text()
 
 
+@pytest.mark.parametrize("vocab_size", [300, 400])
+def test_a_model_with_embeddings_for_more_tokens_than_there_are_is_remarked_on(train_config, vocab_size):
+    config = dataclasses.replace(train_config, model=tiny_model(vocab_size=vocab_size))
+    train(config)
+    said = (Path(config.run_dir) / "train.log").read_text()
+    assert ("100 of the 400 embeddings stand for no token" in said) == (vocab_size == 400)
+
+
 def test_reported_speed_is_tokens_over_seconds_and_mfu_its_share_of_the_peak(train_config):
     train(train_config)
     from gptstar.model.describe import flops_per_token
