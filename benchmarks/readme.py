@@ -32,16 +32,21 @@ WALK = (  # rows of README's first table
 
 
 def measured(entries: Mapping[str, Mapping[str, Any]]) -> str:
-    """Hardware, commits, and a row for each figure that has a target."""
-    lines = []
+    """Hardware and commits of what README quotes, and a row for each figure that has a target."""
+    lines, sources = [], []
     for name, entry in entries.items():
-        if entry["found"] is None or name == "walk":
+        if entry["found"] is None:
             continue
-        for row in rows_of(name, entry["found"]):
-            if row.target or name in WITHOUT_TARGET:
-                what, here, peer, limit, ratio, target, met, *_ = row.cells("")
-                lines.append(f"| {' | '.join([what, here, f'{peer} {limit}'.strip(), ratio, target, met])} |")
-    hardware, commits = (sorted({str(entry[key]) for entry in entries.values()}) for key in ("hardware", "commit"))
+        rows = [row for row in rows_of(name, entry["found"]) if row.target or name in WITHOUT_TARGET]
+        if name == "walk":  # its seconds stand in the first table
+            sources.append(entry)
+            continue
+        if rows:
+            sources.append(entry)
+        for row in rows:
+            what, here, peer, limit, ratio, target, met, *_ = row.cells("")
+            lines.append(f"| {' | '.join([what, here, f'{peer} {limit}'.strip(), ratio, target, met])} |")
+    hardware, commits = (sorted({str(entry[key]) for entry in sources}) for key in ("hardware", "commit"))
     head = f"`make bench`, {'; '.join(hardware)}, commit {', '.join(commits)}; short runs, median (range); "
     head += "every row and command: [bench_cpu.md](benchmarks/results/bench_cpu.md)."
     return "\n".join([head, "", HEADER, *lines])

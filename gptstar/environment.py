@@ -16,6 +16,7 @@ import torch
 import gptstar
 
 PACKAGES = ("torch", "numpy", "tokenizers", "datasets", "hydra-core", "safetensors")
+WHAT_DOES_NOT_RUN = ("*.md", "docs", "benchmarks/results")  # of a checkout
 
 
 def describe_environment(device: torch.device) -> dict:
@@ -80,13 +81,28 @@ def launches(run: Path) -> list[str | None]:
 
 
 def commit() -> str | None:
-    """The git commit of the checkout, "-dirty" appended when it has changes; None outside a checkout."""
+    """The git commit of the checkout, "-dirty" appended when what runs has changed; None outside a checkout.
+
+    Pages, and what benchmarks found, do not run. An installed package has none, inside somebody's repository neither.
+    """
     root = Path(__file__).resolve().parents[1]
     try:
-        run = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-        return subprocess.run(run, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        top = _git(root, "rev-parse", "--show-toplevel").stdout.strip()
+        if Path(top).resolve() != root:
+            return None
+        revision = _git(root, "rev-parse", "--short=12", "HEAD").stdout.strip()
+        changes = _git(root, "diff", "--quiet", "HEAD", "--", ".", *(f":!{path}" for path in WHAT_DOES_NOT_RUN), most=1)
     except (OSError, subprocess.SubprocessError):
         return None
+    return revision + "-dirty" * changes.returncode
+
+
+def _git(root: Path, *arguments: str, most: int = 0) -> subprocess.CompletedProcess[str]:
+    """most: the largest exit status that is no failure."""
+    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+    if not 0 <= done.returncode <= most:
+        raise subprocess.SubprocessError(done.stderr)
+    return done
 
 
 def cpu_name() -> str:

@@ -22,6 +22,16 @@ def test_other_figures_are_quoted_and_the_rest_stays():
     assert after.splitlines()[:20] == before.splitlines()[:20] and after.splitlines()[-20:] == before.splitlines()[-20:]
 
 
+def test_only_what_is_quoted_is_named():
+    entries = json.loads(json.dumps(ENTRIES))
+    for name, revision in (("walk", "0123456789ab"), ("decode", "123456789abc"), ("scaling", "23456789abcd")):
+        entries[name] |= {"commit": revision, "hardware": f"machine of {name}"}
+    entries["startup"] |= {"commit": "3456789abcde", "found": None}
+    after = quoted(README.read_text(), entries)
+    assert "0123456789ab" in after and "machine of walk" in after and "123456789abc" in after
+    assert "23456789abcd" not in after and "machine of scaling" not in after and "3456789abcde" not in after
+
+
 def test_a_page_without_the_table_is_not_touched_silently():
     with pytest.raises(AssertionError, match="no table under Measured"):
         quoted("# GPT*\n", ENTRIES)
