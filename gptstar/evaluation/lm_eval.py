@@ -14,16 +14,33 @@ import lm_eval.models  # noqa: F401 its own models, which it registers only whil
 from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.registry import model_registry
 
-from gptstar.errors import EXIT_BAD_INPUT, UserError, say_interrupted
+from gptstar.errors import EXIT_BAD_INPUT, UserError, complain, say_interrupted
+from gptstar.hub import offline_without_network, why_not
 
 if "gptstar" not in model_registry:
     model_registry.register("gptstar", target="gptstar.evaluation.harness:GPTStarLM")  # imported when it is asked for
 
-if __name__ == "__main__":
+
+def main() -> int:
+    """The harness's command line; the exit status."""
+    offline_without_network()
     try:
         cli_evaluate()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_BAD_INPUT)
+        complain(error)
+        return EXIT_BAD_INPUT
+    except BrokenPipeError:  # whoever read what it prints has left: nothing of the hub's
+        raise
+    except ConnectionError as error:  # the hub's OfflineModeIsEnabled is one too
+        complain(
+            f"the data of a task could not be had from the hub ({why_not(error)}): "
+            "run this once with a network, or evaluate.py with data_dir=DIR"
+        )
+        return EXIT_BAD_INPUT
     except KeyboardInterrupt:
-        sys.exit(say_interrupted())
+        return say_interrupted()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from huggingface_hub.errors import OfflineModeIsEnabled
 from lm_eval.api.registry import get_model, model_registry
 
 import gptstar
-import gptstar.evaluation.lm_eval
-from gptstar.errors import UserError
+import gptstar.evaluation.lm_eval as command_line
+from gptstar.errors import EXIT_INTERRUPTED, UserError
 from gptstar.evaluation.harness import GPTStarLM
 from gptstar.pretrained.native import save_weights
 from support import tiny_model, tiny_tokenizer
@@ -45,3 +46,36 @@ def test_a_gpu_that_somebody_asks_for_must_be_there(monkeypatch, arguments, devi
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"device=cuda(:\d)? cannot be used here"):
         GPTStarLM.create_from_arg_obj({"checkpoint": "x", **arguments}, {"device": device})
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (ConnectionError("Couldn't reach 'baber/piqa'\non the Hub"), "Couldn't reach 'baber/piqa' on the Hub"),
+        (OfflineModeIsEnabled("offline"), "it is not in the hub's cache, and the hub is not asked"),
+        (UserError("a mistake"), "a mistake"),
+    ],
+)
+def test_what_cannot_be_had_is_one_line(monkeypatch, capsys, error, why):
+    done = []
+
+    def evaluate():
+        done.append("evaluated")
+        raise error
+
+    monkeypatch.setattr(command_line, "offline_without_network", lambda: done.append("asked"))
+    monkeypatch.setattr(command_line, "cli_evaluate", evaluate)
+    assert command_line.main() == 2 and done == ["asked", "evaluated"]
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and why in said
+    assert ("evaluate.py with data_dir=DIR" in said) == isinstance(error, ConnectionError)
+
+
+def test_what_goes_well_and_what_is_interrupted_has_a_status(monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command_line, "offline_without_network", lambda: None)
+    for evaluate, status in ((lambda: None, 0), (interrupted, EXIT_INTERRUPTED)):
+        monkeypatch.setattr(command_line, "cli_evaluate", evaluate)
+        assert command_line.main() == status
