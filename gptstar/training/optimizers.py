@@ -135,12 +135,12 @@ OPTIMIZERS: dict[str, Callable[[nn.Module, OptimizerConfig], torch.optim.Optimiz
 
 def check_optimizer(config: OptimizerConfig, model: ModelConfig) -> None:
     """Raises UserError where the package that `optimizer.name` needs is missing, and for what it cannot do with muP."""
-    if model.width_ratio != 1 and config.name == "adafactor":
+    if model.mup_base_width and config.name == "adafactor":
         raise UserError(
             f"optimizer=adafactor takes steps relative to the size of the weights, for which model.mup_base_width="
             f"{model.mup_base_width} has no rule: choose {_others('adafactor')}, or set it to 0"
         )
-    if model.width_ratio != 1 and config.name == "muon" and model.adapter_width:
+    if model.mup_base_width and config.name == "muon" and model.adapter_width:
         raise UserError(
             f"optimizer=muon orthogonalises adapters, for which model.mup_base_width={model.mup_base_width} has no "
             f"rule: choose {_others('adafactor', 'muon')}, or set one of model.adapter_width and it to 0"

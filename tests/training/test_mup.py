@@ -91,7 +91,8 @@ def test_a_run_goes_on_exactly(train_config, tmp_path, name):
 
 @pytest.mark.parametrize(("name", "changes"), [("adafactor", {}), ("muon", {"adapter_width": 4})])
 def test_what_has_no_rule_is_refused(name, changes):
-    shape = tiny_model(mup_base_width=8, **changes)
-    with pytest.raises(UserError, match=f"optimizer={name}.*mup_base_width=8"):
-        check_optimizer(OptimizerConfig(name=name), shape)
-    check_optimizer(OptimizerConfig(name=name), dataclasses.replace(shape, mup_base_width=shape.d_model))
+    shape = tiny_model(**changes)
+    check_optimizer(OptimizerConfig(name=name), shape)
+    for base in (8, shape.d_model):  # at the base width too: what is found there could not be used in a wider model
+        with pytest.raises(UserError, match=f"optimizer={name}.*mup_base_width={base}"):
+            check_optimizer(OptimizerConfig(name=name), dataclasses.replace(shape, mup_base_width=base))
