@@ -32,8 +32,9 @@ EXIT_DOES_NOT_FIT = 1
 class PlanConfig(TrainConfig):
     """A run and the machine it is planned for; none of this goes into a run's own configuration.
 
-    mfu     assumed share of the peak, instead of the roofline's
-    output  a folder for plan.md and plan.json
+    hardware  the machine (configs/hardware, `gptstar/lab/planning/hardware.py`)
+    mfu       assumed share of the peak, instead of the roofline's
+    output    a folder for plan.md and plan.json
     """
 
     hardware: Hardware = field(default_factory=Hardware)

@@ -11,7 +11,7 @@ from gptstar.data.tokenizer import TokenizerConfig
 
 @dataclass
 class PrepareConfig:
-    """What to prepare: the same keys as in training, so that training finds it."""
+    """What to prepare: data and tokenizer with the same keys as in training, so that training finds it."""
 
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)

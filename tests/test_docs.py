@@ -1,4 +1,4 @@
-"""Links between the pages, and paths they name, lead somewhere."""
+"""Links between the pages, and paths they name, lead somewhere; every setting is explained."""
 
 from __future__ import annotations
 
@@ -7,6 +7,33 @@ from pathlib import Path
 
 import pytest
 
+from gptstar.consolidate import ConsolidateConfig
+from gptstar.data.config import ContaminationConfig, DataConfig
+from gptstar.data.corpora import CorpusConfig
+from gptstar.data.duplicates import NearConfig
+from gptstar.data.filters import FilterConfig
+from gptstar.data.tokenizer import TokenizerConfig
+from gptstar.describe import DescribeConfig
+from gptstar.evaluation.command import EvaluateConfig
+from gptstar.evaluation.perplexity import PerplexityConfig
+from gptstar.generation.settings import SamplingSettings
+from gptstar.lab.command import CompareConfig
+from gptstar.lab.coordinates import CoordinateConfig
+from gptstar.model.config import ModelConfig
+from gptstar.plan import PlanConfig
+from gptstar.prepare import PrepareConfig
+from gptstar.report import ReportConfig
+from gptstar.training.config import LoggerConfig, TrainConfig, TrainerConfig
+from gptstar.training.inspection import InspectConfig
+from gptstar.training.optimizers import OptimizerConfig
+from gptstar.training.schedules import ScheduleConfig
+
+SCHEMAS = [
+    *(ModelConfig, TrainConfig, TrainerConfig, LoggerConfig, OptimizerConfig, ScheduleConfig, SamplingSettings),
+    *(DataConfig, CorpusConfig, TokenizerConfig, FilterConfig, NearConfig, ContaminationConfig, PrepareConfig),
+    *(EvaluateConfig, PerplexityConfig, ReportConfig, CompareConfig, CoordinateConfig, ConsolidateConfig),
+    *(DescribeConfig, PlanConfig, InspectConfig),
+]
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 
@@ -34,3 +61,10 @@ def test_files_of_the_project_that_are_named_are_there(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_nothing_is_left_to_fill_in(page):
     assert not re.findall(r"@[A-Z_]+@|\bTODO\b|\bTBD\b|\bXXX\b", page.read_text())
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: schema.__name__)
+def test_every_setting_is_in_the_docstring(schema):
+    assert schema.__annotations__
+    missing = [name for name in schema.__annotations__ if not re.search(rf"\b{name}\b", schema.__doc__)]
+    assert not missing

@@ -13,6 +13,9 @@ class ModelConfig:
     Impossible numbers are refused here; unknown names (block, norm, position, activation) when a GPT is built, by
     `choices.py`, because the tables that hold them are made of code that needs this class.
 
+    name         what the model is called in logs and reports
+    vocab_size   tokens the tokenizer has; n_layer  layers; d_model  channels of the residual stream
+
     Stream
     block        how a layer's two sublayers join the residual stream (see `block.py`):
                  sequential       GPT-2: x + attention(norm(x)), then x + feedforward(norm(x))
@@ -20,6 +23,7 @@ class ModelConfig:
                  parallel_shared  GPT-J and GPT*: both read the same norm; four matmuls become two
                  gmlp, amlp       no attention, or one tiny head of it: a matrix mixes tokens (`gmlp.py`)
     norm         layernorm, layernorm_nobias or rmsnorm (`norms.py`), everywhere
+    norm_eps     what norms add to the variance (rmsnorm: mean square) before its root is taken
     sandwich_norm  one more norm after each sublayer; embedding_norm  one after the embedding (BLOOM)
     embedding_shortcut  from the second layer on, a layer reads a * x + b * (what the first one read), a and b learned,
                  1 and 0 at the start (Jordan et al., modded-nanogpt, https://github.com/KellerJordan/modded-nanogpt)

@@ -186,6 +186,7 @@ class LoggerConfig:
 class TrainConfig:
     """A whole run.
 
+    model, data, tokenizer, optimizer, schedule, trainer, logger    its sections, each with keys of its own
     ideas      files of your own whose blocks, positions, optimizers, ... can be named (docs/your_first_idea.md)
     run_dir    the folder it writes
     resume     a run folder: continue there; or one of its checkpoints: continue from that one in a new run_dir; auto:
