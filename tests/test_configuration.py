@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -136,6 +137,21 @@ def test_a_misspelt_key_in_a_yaml_file_is_named(door, capsys, tmp_path):
         door("--config-dir", str(tmp_path / "mine"), "trainer=long")
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "trainer.max_stepz is not a setting: did you mean trainer.max_steps?" in error
+
+
+def test_the_mixture_of_the_page_can_be_made(door, tmp_path):
+    page = (Path(__file__).resolve().parents[1] / "docs" / "data.md").read_text()
+    (mixture,) = re.findall(r"## Mixtures\n\n```yaml\n(.*?)```", page, re.S)
+    line = r"# (\S+): python train\.py (.*?)   \(or (\S+), (.*)\)\n"
+    ((path, command, elsewhere, other),) = re.findall(line, mixture)
+    file = tmp_path / path
+    file.parent.mkdir(parents=True)
+    file.write_text(mixture)
+    (config,) = composed(door, *command.split())
+    epochs = {name: corpus.epochs for name, corpus in config.data.corpora.items()}
+    assert config.data.name == "mix" and epochs == {"web": 1.0, "books": 0.5, "code": 2.0}
+    group, _, choice = other.partition("=")
+    assert elsewhere == f"configs/{group}/{choice}.yaml" and (config_directory() / group).is_dir()
 
 
 def test_a_neighbours_name_for_a_setting_is_known(door, capsys):
