@@ -23,22 +23,11 @@ from gptstar.configuration import preset
 from gptstar.errors import EXIT_BAD_INPUT, UserError, complain, say_interrupted
 from gptstar.ideas import use
 from gptstar.lab.battery import OPTIMIZER_QUESTIONS, gives_factors, rounds, shrunk, wrong
-from gptstar.model.choices import BLOCKS, with_own_settings
+from gptstar.model.choices import with_own_settings
 from gptstar.model.config import ModelConfig
-from gptstar.model.feedforward import ACTIVATIONS
-from gptstar.model.norms import NORMS
-from gptstar.model.positions import SCHEMES
-from gptstar.training.optimizers import OPTIMIZERS, OptimizerConfig
-from gptstar.training.schedules import SCHEDULES
+from gptstar.training.optimizers import OptimizerConfig
+from gptstar.training.tables import TABLES
 
-TABLES: dict[str, dict[str, Any]] = {
-    "model.block": BLOCKS,
-    "model.position": SCHEMES,
-    "model.norm": NORMS,
-    "model.activation": ACTIVATIONS,
-    "optimizer.name": OPTIMIZERS,
-    "schedule.name": SCHEDULES,
-}
 BASES = ("gpt2_3m", "star_3m")  # what a part of a model is tried in: sequential and parallel, learned and ALiBi
 
 

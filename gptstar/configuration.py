@@ -177,10 +177,16 @@ def _ends_in_one_line(schema: type, continues: bool) -> Iterator[None]:
         complain(one_line(error, schema, config_directory() / "model"))
         sys.exit(EXIT_BAD_INPUT)
     except Exception as error:
-        if (said := failed_job(error) or no_folder(error) or no_memory(error)) is None:
+        own = _mistake_in_an_idea(error)
+        if (said := own or failed_job(error) or no_folder(error) or no_memory(error)) is None:
             raise
         complain(said)
-        sys.exit(EXIT_BAD_INPUT if isinstance(error, OSError) else 1)
+        sys.exit(EXIT_BAD_INPUT if own or isinstance(error, OSError) else 1)
+
+
+def _mistake_in_an_idea(error: Exception) -> str | None:
+    ideas = sys.modules.get("gptstar.ideas")  # where nobody has imported it there are none
+    return ideas.mistake_in(error) if ideas is not None else None
 
 
 def _remove_if_empty(folder: Path) -> None:

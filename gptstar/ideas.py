@@ -83,8 +83,34 @@ def keep_with(folder: Path, config: ModelConfig) -> None:
 
 def ideas_of(config: ModelConfig) -> list[Idea]:
     """Those that a model is made of."""
-    homes = [getattr(thing, "__module__", "") for thing in chosen(config)]
+    homes = [str(getattr(thing, "__module__", "")) for thing in chosen(config)]
     return [_imported[f"{home.partition('.')[2]}.py"] for home in dict.fromkeys(homes) if home.startswith(_PACKAGE)]
+
+
+def module_of(file: Path) -> str:
+    """What an idea is called once it is imported."""
+    return f"{_PACKAGE}.{file.stem}"
+
+
+def place_of(error: BaseException) -> str | None:
+    """The last line of an idea on the way to an error, "FILE.py, line 12, in forward: CODE"; None if there is none."""
+    home = {module.__file__ for name, module in sys.modules.items() if name.startswith(f"{_PACKAGE}.")}
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in home]
+    if not frames:
+        return None
+    last = frames[-1]
+    return f"{Path(last.filename).name}, line {last.lineno}, in {last.name}: {last.line}"
+
+
+def mistake_in(error: Exception) -> str | None:
+    """In one line what went wrong within an idea; None for what went wrong elsewhere."""
+    if (place := place_of(error)) is None:
+        return None
+    said = " ".join(str(error).split())
+    if isinstance(error, KeyError):
+        said += " is none of its settings: give it to add(TABLE, NAME, ...) with its usual value"
+    file = place.partition(",")[0]
+    return f"{place}: {type(error).__name__}: {said}; python -m gptstar.check {file} asks what else it has to do"
 
 
 def check_model(config: ModelConfig, folder: Path) -> None:
@@ -104,7 +130,7 @@ def _import(file: Path) -> None:
         return
     if not file.stem.isidentifier():
         raise UserError(f"{file} cannot be imported: use letters, digits and _ in its name")
-    name = f"{_PACKAGE}.{file.stem}"
+    name = module_of(file)
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -64,7 +64,7 @@ def asked(tmp_path, capsys):
 
 def test_what_is_right_is_right(asked):
     status, said = asked(POSITION.format(RIGHT), "size=0.5")
-    assert status == 0 and said.count("  ok ") == 8 and "all answers are right" in said
+    assert status == 0 and said.count("  ok ") == 10 and "all answers are right" in said
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,12 @@ def test_what_is_right_is_right(asked):
         ("x_BTC + self.size * self.weight[: x_BTC.shape[1]]", "decodes with a cache: decoding with the cache differs"),
         ("x_BTC + 0.01 * position[..., None]", "has complete gradients: position.mine.weight has no gradient"),
         ("x_BTC + float('nan')", "gives finite logits: some logits are not finite"),
-        ("x_BTC + self.weigth[position]", "is built: AttributeError: 'Mine' object has no attribute 'weigth'"),
+        ("x_BTC + self.weigth[position]", "reads tokens: idea.py, line 17, in embed: return x_BTC + self.weigth"),
+        (
+            "x_BTC + torch.rand_like(x_BTC)",
+            "says the same twice: the same tokens give other logits the second time",
+        ),
+        ("x_BTC + torch.ones(1, dtype=torch.float64)", "computes in fp32 and bf16: RuntimeError: "),
     ],
 )
 def test_what_is_wrong_with_a_position_is_said(asked, body, failure):
@@ -97,6 +102,11 @@ def test_what_is_wrong_with_an_optimizer_is_said(asked, made, failure):
     assert status == 1 and failure in said
 
 
+def test_what_is_drawn_in_training_alone_is_right(asked):
+    status, said = asked(POSITION.format(f"nn.functional.dropout({RIGHT}, 0.1, self.training)"))
+    assert status == 0, said
+
+
 def test_a_good_optimizer_passes(asked):
     status, said = asked(OPTIMIZER.format("torch.optim.Adam(parameter_groups(model, 0.0), lr=config.lr)"))
     assert status == 0 and said.count("  ok ") == 3
@@ -114,6 +124,11 @@ class Forgets(torch.optim.AdamW):
 
 def test_a_schedule_stays_between_0_and_1(asked):
     assert asked(SCHEDULE.format("1 - step / total"))[0] == 0
+
+
+def test_a_schedule_that_draws_is_found(asked):
+    status, said = asked(SCHEDULE.format("torch.rand(()).item()"))
+    assert status == 1 and "has the factor" in said
 
 
 def test_a_schedule_that_leaves_its_bounds_is_found(asked):

@@ -150,7 +150,8 @@ def test_settings_are_checked_where_a_model_is_built(file):
         with pytest.raises(ValueError, match=reason):
             gptstar.GPT(tiny_model(position="later", own=own))
     with pytest.raises(ValueError, match="nothing that is chosen has settings of its own"):
-        gptstar.GPT(tiny_model(own={"step": 1}))
+        gptstar.GPT(tiny_model(own={"stop": 1}))
+    assert gptstar.GPT(tiny_model(own={"step": 1})).config.own == {}  # the baseline of a sweep over steps
     assert asdict(gptstar.GPT(tiny_model(position="later")).config)["own"] == {"step": 2}
 
 

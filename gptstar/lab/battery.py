@@ -16,8 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gptstar.ideas import place_of
 from gptstar.model.config import ModelConfig
 from gptstar.model.transformer import GPT
+from gptstar.pretrained.empty import empty_model
 from gptstar.training.optimizers import OptimizerConfig, build_optimizer, set_learning_rate
 from gptstar.training.schedules import SCHEDULES, ScheduleConfig
 
@@ -43,9 +45,9 @@ def shrunk(config: ModelConfig) -> ModelConfig:
 
 
 def build(config: ModelConfig) -> GPT:
-    """A model in fp64, the same each time."""
+    """A model in fp64, the same each time, as it is evaluated: dropout, where an idea has it, is off."""
     torch.manual_seed(0)
-    model = GPT(config).double()
+    model = GPT(config).double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))  # biases too
@@ -66,6 +68,11 @@ def gives_finite_logits(asked: Asked) -> None:
     wanted = (2, N_TOKEN, asked.config.vocab_size)
     assert asked.logits.shape == wanted, f"logits are {tuple(asked.logits.shape)}, not {wanted}"
     assert asked.logits.isfinite().all(), "some logits are not finite"
+
+
+def says_the_same_twice(asked: Asked) -> None:
+    """Nothing is drawn while it is evaluated (`if self.training`)."""
+    assert torch.equal(asked.model(asked.tokens), asked.logits), "the same tokens give other logits the second time"
 
 
 def is_causal(asked: Asked) -> None:
@@ -122,13 +129,25 @@ def continues_rows_of_unequal_length(asked: Asked) -> None:
 
 
 def is_saved_and_loaded(asked: Asked) -> None:
-    """The state dict holds everything."""
-    other = build(asked.config)
+    """The state dict holds everything that is not made again; into a model of other numbers, as files are read."""
+    torch.manual_seed(1)
+    other = empty_model(asked.config, "cpu", torch.float64, torch.float64).eval()
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.zero_()
     other.load_state_dict(asked.model.state_dict())
     assert torch.equal(other(asked.tokens), asked.logits), "save and load is not exact"
+
+
+def computes_in_fp32_and_bf16(asked: Asked) -> None:
+    """As it is trained: its loss, forward and backward."""
+    torch.manual_seed(0)
+    model = GPT(asked.config)
+    for bf16 in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = model(asked.tokens, asked.tokens)
+        loss.backward()
+        assert loss.isfinite(), f"the loss in {'bf16' if bf16 else 'fp32'} is {loss.item()}"
 
 
 def has_complete_gradients(asked: Asked) -> None:
@@ -146,13 +165,16 @@ def has_complete_gradients(asked: Asked) -> None:
 
 MODEL_QUESTIONS: tuple[Callable[[Asked], None], ...] = (
     gives_finite_logits,
+    says_the_same_twice,
     is_causal,
     decodes_with_a_cache,
     reads_rows_independently,
     continues_rows_of_unequal_length,
     is_saved_and_loaded,
     has_complete_gradients,
+    computes_in_fp32_and_bf16,
 )
+FIRST = (gives_finite_logits, says_the_same_twice)  # without which the other answers say nothing
 
 
 def compiles_to_the_same(config: ModelConfig, backend: str = "aot_eager") -> None:
@@ -164,8 +186,11 @@ def compiles_to_the_same(config: ModelConfig, backend: str = "aot_eager") -> Non
     actual = torch.compile(model, backend=backend, dynamic=False, fullgraph=True)(tokens, tokens)
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
     parameters = list(model.parameters())
-    for a, b in zip(torch.autograd.grad(actual, parameters), torch.autograd.grad(expected, parameters), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-11)
+    both = (torch.autograd.grad(of, parameters, allow_unused=True) for of in (actual, expected))
+    for a, b in zip(*both, strict=True):  # None: `has_complete_gradients` says so
+        assert (a is None) == (b is None), "compiled, a parameter has a gradient that it has not otherwise, or none"
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-11)
 
 
 def lowers_the_loss(optimizer: OptimizerConfig, config: ModelConfig) -> None:
@@ -220,17 +245,21 @@ def gives_factors(name: str) -> None:
         for step in range(total):
             factor = SCHEDULES[name](config, step, total)
             assert 0 <= factor <= 1, f"at step {step} of {total} the factor is {factor}, not between 0 and 1"
+            again = SCHEDULES[name](config, step, total)
+            assert again == factor, f"step {step} of {total} has the factor {factor}, and then {again}"
 
 
 def rounds(config: ModelConfig) -> Iterator[tuple[str, str]]:
     """Each question to a model, (its name, what is wrong or "")."""
     try:
         asked = Asked(config)
-    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
-        yield "is_built", f"{type(error).__name__}: {error}"
+    except Exception as error:  # of a stranger's code: anything can be
+        yield "reads_tokens", _told(error)
         return
     for question in MODEL_QUESTIONS:
-        yield question.__name__, wrong(partial(question, asked))
+        yield question.__name__, (found := wrong(partial(question, asked)))
+        if found and question in FIRST:
+            return
     yield compiles_to_the_same.__name__, wrong(partial(compiles_to_the_same, config))
 
 
@@ -238,10 +267,17 @@ def wrong(question: Callable[[], None]) -> str:
     """What is wrong, or ""."""
     try:
         question()
+    except AssertionError as error:
+        return str(error).strip() or "it failed without a word"
     except Exception as error:  # of a stranger's code: anything can be
-        said = str(error).strip() or "it failed without a word"
-        return said if isinstance(error, AssertionError) else f"{type(error).__name__}: {said}"
+        return _told(error)
     return ""
+
+
+def _told(error: Exception) -> str:
+    """With the line of the idea where there is one."""
+    place = place_of(error)
+    return (f"{place}: " if place else "") + f"{type(error).__name__}: {str(error).strip()}"
 
 
 class _Step:

@@ -69,8 +69,8 @@ class AttentionCore(nn.Module):
         self.layer, self.head_size = layer, config.head_size
         self.widths = list(query_key_value(config).values())
         # QK-norm (Henry et al., arXiv:2010.04245): each head's queries and keys normalised before they are compared.
-        self.query_norm = build_norm(config.norm, config.head_size, config.norm_eps) if config.qk_norm else None
-        self.key_norm = build_norm(config.norm, config.head_size, config.norm_eps) if config.qk_norm else None
+        self.query_norm = build_norm(config, config.head_size) if config.qk_norm else None
+        self.key_norm = build_norm(config, config.head_size) if config.qk_norm else None
         # The plain form of the paper (half and half) to start with, then its learned one, a pair of numbers a layer.
         self.value_mix = Mix(0.5, 0.5) if config.value_residual and layer else None
         self.gives_value = config.value_residual and not layer

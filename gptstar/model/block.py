@@ -15,14 +15,14 @@ from gptstar.model.adapters import build_adapter
 from gptstar.model.attention import Attention, AttentionCore, Sight, key_value_cache, query_key_value
 from gptstar.model.cache import KeyValueCache
 from gptstar.model.config import ModelConfig
-from gptstar.model.feedforward import ACTIVATIONS, FeedForward, input_parts
+from gptstar.model.feedforward import FeedForward, activation, input_parts
 from gptstar.model.norms import build_norm
 from gptstar.model.projections import FusedLinear
 
 
 def after_sublayer(config: ModelConfig) -> nn.Module:
     """The optional norm of a sublayer's output ("sandwich", Ding et al., arXiv:2105.13290)."""
-    return build_norm(config.norm, config.d_model, config.norm_eps) if config.sandwich_norm else nn.Identity()
+    return build_norm(config, config.d_model) if config.sandwich_norm else nn.Identity()
 
 
 class Block(nn.Module, ABC):
@@ -69,11 +69,11 @@ class SequentialBlock(Block):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.norm1 = build_norm(config.norm, config.d_model, config.norm_eps)
+        self.norm1 = build_norm(config, config.d_model)
         self.attention = Attention(config, layer)
         self.adapter1 = build_adapter(config)
         self.after1 = after_sublayer(config)
-        self.norm2 = build_norm(config.norm, config.d_model, config.norm_eps)
+        self.norm2 = build_norm(config, config.d_model)
         self.feedforward = FeedForward(config)
         self.adapter2 = build_adapter(config)
         self.after2 = after_sublayer(config)
@@ -123,10 +123,10 @@ class SharedParallelBlock(Block):
         biased += [name for name in reads if name.startswith("feedforward") and config.feedforward_bias]
         writes = {"attention.output": config.d_attention, "feedforward.down": config.d_feedforward}
         has_bias = (config.attention_output_bias, config.feedforward_bias)
-        self.norm = build_norm(config.norm, config.d_model, config.norm_eps)
+        self.norm = build_norm(config, config.d_model)
         self.inputs = FusedLinear(reads, config.d_model, bias=biased)
         self.attention = AttentionCore(config, layer)
-        self.activation = ACTIVATIONS[config.activation]
+        self.activation = activation(config)
         self.outputs = FusedLinear(
             writes, config.d_model, join="inputs", bias=[n for n, b in zip(writes, has_bias, strict=True) if b]
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from typing import Any
 
 from gptstar.model.block import Block, ParallelBlock, SequentialBlock, SharedParallelBlock
 from gptstar.model.config import ModelConfig
@@ -11,7 +12,7 @@ from gptstar.model.feedforward import ACTIVATIONS
 from gptstar.model.gmlp import AttentiveMLPBlock, GatedMLPBlock
 from gptstar.model.norms import NORMS
 from gptstar.model.own import completed
-from gptstar.model.positions import SCHEMES
+from gptstar.model.positions import SCHEMES, NoPosition
 
 BLOCKS: dict[str, type[Block]] = {
     "sequential": SequentialBlock,
@@ -19,6 +20,14 @@ BLOCKS: dict[str, type[Block]] = {
     "parallel_shared": SharedParallelBlock,
     "gmlp": GatedMLPBlock,
     "amlp": AttentiveMLPBlock,
+}
+
+
+TABLES: dict[str, dict[str, Any]] = {
+    "model.block": BLOCKS,
+    "model.position": SCHEMES,
+    "model.norm": NORMS,
+    "model.activation": ACTIVATIONS,
 }
 
 
@@ -31,6 +40,9 @@ def check_choices(config: ModelConfig) -> None:
     for scheme in config.layer_positions:
         _known("layer_positions", scheme, SCHEMES)
     with_own_settings(config)
+    _kind("block", config.block, BLOCKS, Block)
+    for scheme in config.schemes:
+        _kind("position", scheme, SCHEMES, NoPosition)
     BLOCKS[config.block].check(config)
 
 
@@ -42,7 +54,8 @@ def chosen(config: ModelConfig) -> list[object]:
 
 def with_own_settings(config: ModelConfig) -> ModelConfig:
     """With the usual value of each setting in `own` that is not given. ValueError for one that there is not."""
-    own = completed(config.own, chosen(config), "model.own")
+    table = (thing for names in TABLES.values() for thing in names.values())
+    own = completed(config.own, chosen(config), "model.own", table)
     return config if own == config.own else replace(config, own=own)
 
 
@@ -51,6 +64,14 @@ def _known(key: str, value: str, allowed: Collection[str]) -> None:
         raise ValueError(
             f"model.{key}={value!r} is unknown: choose one of {', '.join(allowed)}, or name the file that adds it "
             "(ideas=[FILE.py])"
+        )
+
+
+def _kind(key: str, value: str, table: dict[str, Any], kind: type) -> None:
+    """Raises ValueError for what somebody added and the model cannot use."""
+    if not (isinstance(table[value], type) and issubclass(table[value], kind)):
+        raise ValueError(
+            f"model.{key}={value} is no subclass of {kind.__module__}.{kind.__name__}: derive it from that"
         )
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptstar.model.config import ModelConfig
+from gptstar.model.own import with_own
 from gptstar.model.projections import FusedLinear, Linear
 
 
@@ -26,19 +27,27 @@ def relu_squared(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
+def gated(activation: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Marks one that reads twice as many channels as it gives."""
+    activation.gated = True  # type: ignore[attr-defined]
+    return activation
+
+
+@gated
 def swiglu(x: Tensor) -> Tensor:
     """silu(gate) * up (Shazeer, arXiv:2002.05202); the input holds the gate, then up: (..., 2F) -> (..., F)."""
     gate, up = x.chunk(2, -1)
     return F.silu(gate) * up
 
 
+@gated
 def geglu(x: Tensor) -> Tensor:
     """gelu(gate) * up (Shazeer, arXiv:2002.05202): (..., 2F) -> (..., F)."""
     gate, up = x.chunk(2, -1)
     return F.gelu(gate) * up
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
     "relu": F.relu,
@@ -46,12 +55,16 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "swiglu": swiglu,
     "geglu": geglu,
 }
-GATED = (swiglu, geglu)
+
+
+def activation(config: ModelConfig) -> Callable[..., Tensor]:
+    """The nonlinearity a configuration names."""
+    return with_own(ACTIVATIONS[config.activation], config.own)
 
 
 def input_parts(config: ModelConfig) -> dict[str, int]:
     """The matrices that read the sublayer's input, and their widths."""
-    gate = {"gate": config.d_feedforward} if ACTIVATIONS[config.activation] in GATED else {}
+    gate = {"gate": config.d_feedforward} if getattr(ACTIVATIONS[config.activation], "gated", False) else {}
     return {**gate, "up": config.d_feedforward}
 
 
@@ -61,7 +74,7 @@ class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.inputs = FusedLinear(input_parts(config), config.d_model, bias=config.feedforward_bias)
-        self.activation = ACTIVATIONS[config.activation]
+        self.activation = activation(config)
         self.down = Linear(config.d_feedforward, config.d_model, bias=config.feedforward_bias)
 
     def up(self, x_BTC: Tensor) -> Tensor:

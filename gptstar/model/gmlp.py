@@ -26,7 +26,7 @@ class SpatialGate(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.norm = build_norm(config.norm, config.d_feedforward, config.norm_eps)
+        self.norm = build_norm(config, config.d_feedforward)
         self.weight = nn.Parameter(torch.empty(config.context, config.context))
         self.bias = nn.Parameter(torch.empty(config.context))
 
@@ -64,7 +64,7 @@ class GatedMLPBlock(Block):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.norm = build_norm(config.norm, config.d_model, config.norm_eps)
+        self.norm = build_norm(config, config.d_model)
         self.feedforward = FeedForward(config)
         self.spatial_gate = SpatialGate(config, layer)
         self.adapter = build_adapter(config)

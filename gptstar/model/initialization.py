@@ -10,6 +10,8 @@ matrices that write into the       normal(0, init_std / sqrt(additions)), additi
   matrices that read channels      the same, smaller by muP's factor (`mup.py`)
 biases                             0
 norm weights                       1
+what a class of one's own gives     stays: parameters that its `__init__` made with torch.ones, torch.zeros, ...; those
+  its parameters                   made with torch.empty are drawn as above (`own.py`)
 what a module's `initialize_own`   learned slopes (`positions.py`), gates (`gmlp.py`), adapters (`adapters.py`),
   fills                            weights of shortcuts (`mix.py`); with `draws = False` no random number is spent on
                                    its parameters before, so all other weights of a seed are those without it
@@ -23,6 +25,7 @@ from torch import nn
 from gptstar.model.block import Block
 from gptstar.model.config import ModelConfig
 from gptstar.model.mup import channel_readers
+from gptstar.model.own import has_values
 
 
 def residual_scale(config: ModelConfig, additions: int) -> float:
@@ -32,9 +35,13 @@ def residual_scale(config: ModelConfig, additions: int) -> float:
 
 @torch.no_grad()
 def initialize(model: nn.Module, config: ModelConfig) -> None:
-    """Fills every parameter of a GPT by the table above, from torch's global random state."""
+    """Fills every parameter of a GPT, built within `empty_is_marked`, by the table above, from torch's global random
+    state.
+    """
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
+            if has_values(module, parameter):
+                continue
             if name in ("bias", "head_bias"):
                 parameter.zero_()
             elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):

@@ -128,6 +128,8 @@ def linear_cross_entropy(
     logits = softcap * tanh((hidden_NC @ weight_VC.T + bias_V) / softcap), of which the first n_valid count (None: all).
     Follows autocast. Equal to F.cross_entropy of those logits.
     """
+    if len(hidden_NC) != len(target_N):
+        raise ValueError(f"{len(hidden_NC)} hidden states and {len(target_N)} targets: one of each a token is wanted")
     if not torch.is_grad_enabled():  # a parameter still asks for gradients then
         hidden_NC, weight_VC = hidden_NC.detach(), weight_VC.detach()
         bias_V = None if bias_V is None else bias_V.detach()

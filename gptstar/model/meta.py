@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -34,3 +34,24 @@ def on_meta() -> Iterator[None]:
 def with_storage(module: Module, device: torch.device | str) -> Module:
     """The same module with uninitialised tensors on a device: `to_empty`, which first loads sympy, 0.4 s."""
     return module._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device=device))
+
+
+def unsaved(module: nn.Module) -> Iterator[tuple[str, str]]:
+    """(submodule, attribute) of each tensor that the state dict does not hold, so that no file can bring it back."""
+    for name, part in module.named_modules():
+        for key in part._non_persistent_buffers_set:
+            if part._buffers[key] is not None:
+                yield name, key
+        for key, value in vars(part).items():
+            if isinstance(value, Tensor):
+                yield name, key
+
+
+def with_unsaved(module: Module, source: nn.Module, names: Iterable[tuple[str, str]]) -> Module:
+    """The same module with those tensors as they are in another one that was built in earnest."""
+    for name, key in names:
+        here, there = module.get_submodule(name), getattr(source.get_submodule(name), key)
+        if (empty := here._buffers.get(key)) is not None:
+            there = there.to(device=empty.device, dtype=empty.dtype)
+        setattr(here, key, there)
+    return module

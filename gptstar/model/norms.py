@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gptstar.model.config import ModelConfig
+from gptstar.model.own import with_own
+
 
 class LayerNorm(nn.LayerNorm):
     """torch's, for input of more bits than its weights: a sharded model gathers those in half precision."""
@@ -36,9 +39,9 @@ NORMS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build_norm(name: str, width: int, eps: float) -> nn.Module:
-    """The norm called `name` over the last `width` channels."""
-    return NORMS[name](width, eps=eps)
+def build_norm(config: ModelConfig, width: int) -> nn.Module:
+    """The norm a configuration names, over the last `width` channels."""
+    return with_own(NORMS[config.norm], config.own)(width, eps=config.norm_eps)
 
 
 def is_norm(module: nn.Module) -> bool:

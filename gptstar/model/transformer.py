@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import cast
 
 import torch
@@ -12,13 +13,14 @@ from torch.utils.checkpoint import checkpoint
 
 from gptstar.model.attention import Sight, make_sight
 from gptstar.model.cache import KeyValueCache, RowsCache
-from gptstar.model.choices import BLOCKS, attends_only, check_choices, longest, with_own_settings
+from gptstar.model.choices import BLOCKS, attends_only, check_choices, chosen, longest, with_own_settings
 from gptstar.model.config import ModelConfig
 from gptstar.model.initialization import initialize
 from gptstar.model.kernels import Case, Kernel, View
 from gptstar.model.loss import linear_cross_entropy, softcapped
 from gptstar.model.mix import Mix
 from gptstar.model.norms import build_norm
+from gptstar.model.own import empty_is_marked, is_own
 from gptstar.model.positions import SCHEMES, NoPosition
 from gptstar.model.projections import TokenTable, load_fused_parts
 
@@ -30,24 +32,26 @@ class GPT(nn.Module):
         super().__init__()
         check_choices(config)
         self.config = config = with_own_settings(config)
-        rows = config.padded_vocab_size
-        self.embedding = TokenTable(rows, config.d_model)
-        self.embedding_norm = (
-            build_norm(config.norm, config.d_model, config.norm_eps) if config.embedding_norm else nn.Identity()
-        )
-        # One object a scheme, shared by the layers that use it.
-        self.position = nn.ModuleDict({scheme: SCHEMES[scheme](config) for scheme in dict.fromkeys(config.schemes)})
-        self.blocks = nn.ModuleList(BLOCKS[config.block](config, layer) for layer in range(config.n_layer))
-        shortened = range(1, config.n_layer) if config.embedding_shortcut else ()
-        self.shortcut = nn.ModuleDict({str(layer): Mix(1.0, 0.0) for layer in shortened})
-        self.norm = build_norm(config.norm, config.d_model, config.norm_eps)
-        self.head = None if config.tie_head else TokenTable(rows, config.d_model)
-        self.head_bias = nn.Parameter(torch.empty(rows)) if config.head_bias else None
+        with empty_is_marked(any(map(is_own, chosen(config)))):
+            self._build(config)
         self.attention_kernel = "auto"  # or the name of one (`kernel_choice.py`), for sequences read without a cache
         self.row_attention: type[Kernel] | None = None  # for one more token of each row; decoding puts one here
         self.recomputed = 0  # so many layers, from the first, keep no activations for the backward pass
         self.register_load_state_dict_pre_hook(load_fused_parts)
         initialize(self, config)
+
+    def _build(self, config: ModelConfig) -> None:
+        rows = config.padded_vocab_size
+        self.embedding = TokenTable(rows, config.d_model)
+        self.embedding_norm = build_norm(config, config.d_model) if config.embedding_norm else nn.Identity()
+        # One object a scheme, shared by the layers that use it.
+        self.position = nn.ModuleDict({scheme: SCHEMES[scheme](config) for scheme in dict.fromkeys(config.schemes)})
+        self.blocks = nn.ModuleList(BLOCKS[config.block](config, layer) for layer in range(config.n_layer))
+        shortened = range(1, config.n_layer) if config.embedding_shortcut else ()
+        self.shortcut = nn.ModuleDict({str(layer): Mix(1.0, 0.0) for layer in shortened})
+        self.norm = build_norm(config, config.d_model)
+        self.head = None if config.tie_head else TokenTable(rows, config.d_model)
+        self.head_bias = nn.Parameter(torch.empty(rows)) if config.head_bias else None
 
     @property
     def head_table(self) -> TokenTable:
@@ -57,12 +61,19 @@ class GPT(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return cast(Tensor, self.norm.weight).device
+        return self._exact_weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """In which numbers it computes; a quantised model keeps its matrices in others."""
-        return cast(Tensor, self.norm.weight).dtype
+        return self._exact_weight.dtype
+
+    @property
+    def _exact_weight(self) -> Tensor:
+        """One that is not quantised: of the last norm, where that has any."""
+        weight = getattr(self.norm, "weight", None)
+        every = chain(self.norm.parameters(), self.parameters(), self.buffers())
+        return weight if isinstance(weight, Tensor) else next(each for each in every if each.is_floating_point())
 
     @property
     def longest(self) -> int | None:
@@ -179,10 +190,20 @@ class GPT(nn.Module):
         if embedding_BTC is not None and layer:
             x_BTC = self.shortcut[str(layer)](x_BTC, embedding_BTC)
         if not self.config.value_residual:
-            return self.blocks[layer](x_BTC, sight, cache), None
+            return self._same_shape(layer, x_BTC, self.blocks[layer](x_BTC, sight, cache)), None
         found = [] if value_BKTD is None else [value_BKTD]
-        x_BTC = self.blocks[layer](x_BTC, replace(sight, first_value=found), cache)
-        return x_BTC, found[0]
+        y_BTC = self.blocks[layer](x_BTC, replace(sight, first_value=found), cache)
+        return self._same_shape(layer, x_BTC, y_BTC), found[0]
+
+    def _same_shape(self, layer: int, x_BTC: Tensor, y_BTC: Tensor) -> Tensor:
+        """What a block made: one of another shape could train, on another loss than is thought."""
+        if not isinstance(y_BTC, Tensor) or y_BTC.shape != x_BTC.shape:
+            made = f"a tensor {tuple(y_BTC.shape)}" if isinstance(y_BTC, Tensor) else f"a {type(y_BTC).__name__}"
+            raise ValueError(
+                f"model.block={self.config.block} (layer {layer}) makes {made} of one {tuple(x_BTC.shape)}: a block "
+                "returns a tensor of the shape it reads, (B, T, C)"
+            )
+        return y_BTC
 
     def _check_length(self, n_token: int, padding_B: Tensor | None) -> None:
         limit = self.longest

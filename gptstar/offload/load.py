@@ -21,7 +21,7 @@ from gptstar.device import dtype_name, free_memory
 from gptstar.errors import UserError
 from gptstar.model.choices import BLOCKS
 from gptstar.model.config import ModelConfig
-from gptstar.model.meta import on_meta, with_storage
+from gptstar.model.meta import on_meta, unsaved, with_storage
 from gptstar.model.transformer import GPT
 from gptstar.offload.binding import StoredBinding
 from gptstar.offload.layers import OnDisk, fill_from_disk, find_layers
@@ -219,6 +219,11 @@ def check_dtype(device: torch.device, dtype: torch.dtype | str | None) -> None:
 def alike(config: ModelConfig) -> None:
     """Raises UserError for a model whose layers have different weights: a block here is one layer after another."""
     with on_meta():
+        if lost := [f"{name}.{key}" for name, key in unsaved(GPT(config))]:
+            raise UserError(
+                f"{lost[0]} is not in the checkpoint (it is no parameter, and no buffer that is saved), so this model "
+                "cannot be streamed: register_buffer(NAME, TENSOR) it, or leave the budget out"
+            )
         blocks = [BLOCKS[config.block](config, layer).state_dict() for layer in range(config.n_layer)]
     if any({k: v.shape for k, v in b.items()} != {k: v.shape for k, v in blocks[0].items()} for b in blocks):
         raise UserError(

@@ -7,7 +7,7 @@ import torch
 from gptstar.device import DTYPES
 from gptstar.errors import UserError
 from gptstar.model.config import ModelConfig
-from gptstar.model.meta import on_meta, with_storage
+from gptstar.model.meta import on_meta, unsaved, with_storage, with_unsaved
 from gptstar.model.transformer import GPT
 from gptstar.quantization.quantize import KINDS, prepare_quantized, quantization_of
 
@@ -30,10 +30,13 @@ def empty_model(config: ModelConfig, device: torch.device | str, dtype: Dtype, s
     """
     with on_meta():
         model = GPT(config)
+    lost = list(unsaved(model))  # tables that a block of one's own does not save, for it can make them again
     if isinstance(dtype, str):
         exact = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
-        return with_storage(prepare_quantized(model.to(dtype=exact), dtype), device)
-    return with_storage(model.to(dtype=dtype or stored), device)
+        model = with_storage(prepare_quantized(model.to(dtype=exact), dtype), device)
+    else:
+        model = with_storage(model.to(dtype=dtype or stored), device)
+    return with_unsaved(model, GPT(config), lost) if lost else model
 
 
 def refuse_quantized(model: GPT) -> None:

@@ -14,6 +14,8 @@ from gptstar import model
 from gptstar.errors import UserError
 from gptstar.ideas import ideas_of
 from gptstar.model.config import ModelConfig
+from gptstar.model.meta import on_meta, unsaved
+from gptstar.model.transformer import GPT
 
 ENTRY = "modeling_gptstar"
 _IMPORT = re.compile(r"^from gptstar\.model\.(\w+) import", re.MULTILINE)
@@ -21,7 +23,16 @@ _OTHER = re.compile(r"^\s*(?:from|import) gptstar\b(?!\.model\.\w+ import).*", r
 
 
 def remote_code(config: ModelConfig) -> dict[str, str]:
-    """{file name: text}. Raises UserError for an idea that imports more than `gptstar.model`."""
+    """{file name: text}. Raises UserError for an idea that imports more than `gptstar.model`, or keeps numbers that no
+    file holds.
+    """
+    with on_meta():
+        lost = [f"{name}.{key}" for name, key in unsaved(GPT(config))]
+    if lost:
+        raise UserError(
+            f"{lost[0]} is no parameter, and no buffer that is saved, so transformers would not find it: "
+            "register_buffer(NAME, TENSOR) it and train again"
+        )
     room = Path(model.__file__).parent
     texts = {ENTRY: Path(__file__).with_name(f"{ENTRY}.py").read_text(encoding="utf-8")}
     for idea in ideas_of(config):

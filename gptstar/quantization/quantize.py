@@ -11,7 +11,7 @@ from torch import nn
 
 from gptstar.errors import UserError
 from gptstar.model.adapters import Adapter
-from gptstar.model.meta import on_meta, with_storage
+from gptstar.model.meta import on_meta, unsaved, with_storage, with_unsaved
 from gptstar.model.projections import FusedLinear, Linear, TokenTable
 from gptstar.model.transformer import GPT
 from gptstar.quantization.int8 import Int8Matrix
@@ -63,11 +63,12 @@ def quantize(model: GPT, kind: str) -> GPT:
         raise UserError("a model under a memory budget is quantised as it is loaded: give its dtype there")
     with on_meta():
         copy = GPT(model.config)
+    lost = list(unsaved(copy))
     copy = with_storage(prepare_quantized(copy.to(dtype=model.dtype), kind), model.device)
     weights = model.state_dict()
     for name, home in copy.state_dict().items():
         home.copy_(weights[name])
-    return copy.eval()
+    return with_unsaved(copy, model, lost).eval()
 
 
 def quantization_of(model: GPT) -> str | None:

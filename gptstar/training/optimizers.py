@@ -43,7 +43,7 @@ class OptimizerConfig:
         if self.name not in OPTIMIZERS:
             known = f"choose one of {', '.join(OPTIMIZERS)}, or name the file that adds it (ideas=[FILE.py])"
             raise ValueError(f"optimizer.name={self.name!r} is unknown: {known}")
-        self.own = completed(self.own, [OPTIMIZERS[self.name]], "optimizer.own")
+        self.own = completed(self.own, [OPTIMIZERS[self.name]], "optimizer.own", OPTIMIZERS.values())
         if not self.lr > 0:
             raise ValueError(f"optimizer.lr={self.lr} must be above 0")
         if self.weight_decay < 0:
@@ -156,6 +156,10 @@ def _others(*names: str) -> str:
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """The optimizer a configuration names, over all parameters of the model."""
     optimizer = OPTIMIZERS[config.name](model, config)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise UserError(
+            f"optimizer.name={config.name} makes a {type(optimizer).__name__}: return a torch.optim.Optimizer"
+        )
     set_learning_rate(optimizer, config.lr)
     return optimizer
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from gptstar.errors import UserError
 from gptstar.model.own import completed
 
 
@@ -39,7 +40,7 @@ class ScheduleConfig:
         if self.name not in SCHEDULES:
             known = f"choose one of {', '.join(SCHEDULES)}, or name the file that adds it (ideas=[FILE.py])"
             raise ValueError(f"schedule.name={self.name!r} is unknown: {known}")
-        self.own = completed(self.own, [SCHEDULES[self.name]], "schedule.own")
+        self.own = completed(self.own, [SCHEDULES[self.name]], "schedule.own", SCHEDULES.values())
         if self.warmup_steps is not None and self.warmup_steps < 0:
             raise ValueError(f"schedule.warmup_steps={self.warmup_steps} must not be negative")
         for key in ("final_ratio", "hold_share", "decay_share"):
@@ -93,7 +94,13 @@ SCHEDULES: dict[str, Callable[[ScheduleConfig, int, int], float]] = {
 
 
 def learning_rate_factor(config: ScheduleConfig, step: int, total: int) -> float:
-    """The factor for the step that follows `step` finished ones, of `total`."""
+    """The factor for the step that follows `step` finished ones, of `total`. UserError for one that is none."""
     if config.warmup_steps and step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
-    return SCHEDULES[config.name](config, step, total)
+    factor = SCHEDULES[config.name](config, step, total)
+    if not isinstance(factor, int | float) or not 0 <= factor <= 1:
+        raise UserError(
+            f"schedule.name={config.name} gives {factor} at step {step} of {total}: a factor of optimizer.lr lies "
+            "between 0 and 1"
+        )
+    return factor

@@ -22,6 +22,7 @@ from gptstar.evaluation.held_out import HeldOutLoss, held_out_losses, loss_withi
 from gptstar.garbage import GarbageCollection
 from gptstar.generation.generate import generate
 from gptstar.model.adapters import freeze_all_but_adapters
+from gptstar.model.causality import refuse_foresight
 from gptstar.model.describe import flops_per_token, parameter_count
 from gptstar.model.matmul import fast_gradients
 from gptstar.model.transformer import GPT
@@ -41,6 +42,7 @@ from gptstar.training.schedules import learning_rate_factor
 from gptstar.training.spread import pick_spread
 from gptstar.training.start import Origin, begin_optimizer_with, begin_with
 from gptstar.training.state import TrainState
+from gptstar.training.tables import unused_ideas
 from gptstar.training.throughput import measure_bandwidth, measure_matmul_peak, peak_flops, peak_gib
 from gptstar.training.world import World, launched
 
@@ -100,6 +102,7 @@ class Trainer:
             restore_weights(start, model)
         if options.trainable == "adapters":
             freeze_all_but_adapters(model)
+        refuse_foresight(model)
         if world.parallel != "fsdp":  # which moves a block at a time
             model = model.to(self.device)
         model.recomputed, model.attention_kernel = options.recompute, options.attention
@@ -417,6 +420,8 @@ class Trainer:
             other = f", with {'; '.join(changed)}" if changed else ""
             self.journal.note(f"continuing after step {state.step}{other}")
         elif not config.init_from and (remark := spare_embeddings(self.data.tokenizer.vocab_size, config.model)):
+            self.journal.note(remark)
+        for remark in unused_ideas(config):
             self.journal.note(remark)
 
 
