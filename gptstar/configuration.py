@@ -79,7 +79,7 @@ def run_door(
     sweep = {"-m", "--multirun"} & {*sys.argv[1:]}
     texts = set() if sweep else _text_keys(schema)  # in a sweep, commas separate what is tried
     for n, argument in enumerate(sys.argv[1:], 1):
-        sys.argv[n] = _literal_text(_forced(_one_idea(_full_name(argument))), texts)
+        sys.argv[n] = _literal_text(forced(_one_idea(_full_name(argument))), texts)
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in sweep)  # Hydra wants -m before settings
     for plugin in plugins:  # Hydra takes only what goes by the name of a package of plugins
         Plugins.instance().register(plugin)
@@ -144,7 +144,12 @@ def _one_idea(argument: str) -> str:
     return f"ideas=[{quoted(argument[6:])}]" if re.fullmatch(r"ideas=[^\['\",]+\.py", argument) else argument
 
 
-def _forced(argument: str) -> str:
+def config_folders() -> list[str]:
+    """--config-dir and its folder, where the command line has them, for processes that go on with it."""
+    return [a for n, a in enumerate(sys.argv) if "--config-dir" in (a.partition("=")[0], sys.argv[n - 1])]
+
+
+def forced(argument: str) -> str:
     """Lets what is named by the user (corpora of a mixture, columns of a table, settings of an idea) be given and
     changed alike, whether a file or a run has it already or not.
     """
@@ -177,11 +182,13 @@ def _ends_in_one_line(schema: type, continues: bool) -> Iterator[None]:
         complain(one_line(error, schema, config_directory() / "model"))
         sys.exit(EXIT_BAD_INPUT)
     except Exception as error:
-        own = _mistake_in_an_idea(error)
-        if (said := own or failed_job(error) or no_folder(error) or no_memory(error)) is None:
-            raise
-        complain(said)
-        sys.exit(EXIT_BAD_INPUT if own or isinstance(error, OSError) else 1)
+        if said := failed_job(error) or no_folder(error) or no_memory(error):
+            complain(said)
+            sys.exit(EXIT_BAD_INPUT if isinstance(error, OSError) else 1)
+        if said := _mistake_in_an_idea(error):
+            complain(said)
+            sys.exit(EXIT_BAD_INPUT)
+        raise
 
 
 def _mistake_in_an_idea(error: Exception) -> str | None:
@@ -333,7 +340,7 @@ def _sweep_name(number: int, overrides: Sequence[str]) -> str:
         parsed = OverridesParser.create().parse_overrides(told)
         os.environ[_SWEPT] = " ".join(each.key_or_group for each in parsed if each.is_sweep_override())
     several = os.environ.get(_SWEPT, "").split()  # a job of a cluster has another command line, and this environment
-    own = [override for override in overrides if override.partition("=")[0].lstrip("+") in several]
+    own = [plain for override in overrides if (plain := override.lstrip("+")).partition("=")[0] in several]
     return re.sub(r"[^\w.-]+", "_", f"{number}-{','.join(own).replace('=', '-')}").rstrip("-")[:120]
 
 

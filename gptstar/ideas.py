@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from gptstar.model.config import ModelConfig
 
 FOLDER = "ideas"
 _PACKAGE = "gptstar_ideas"
+_ADDED = re.compile(r"""\badd\(\s*[\w.]+\s*,\s*["'](\w+)["']""")
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,26 @@ def use_those_of(folder: Path) -> None:
 def files_of(folder: Path) -> list[Path]:
     """The copies in a checkpoint or run."""
     return sorted((folder / FOLDER).glob("*.py"))
+
+
+def versions(folder: Path, names: Collection[str]) -> list[str]:
+    """FILE.py@HASH of the copies in a run that count: those that add one of these names, or none at all (what they
+    change is not to be seen from outside). Nothing is imported.
+    """
+    found = []
+    for file in files_of(folder):
+        text = _read(file)
+        added = set(_ADDED.findall(text))
+        if not added or added & set(names):
+            found.append(f"{file.name}@{hashlib.sha256(text.encode()).hexdigest()[:8]}")
+    return found
+
+
+def changed_since(folder: Path, files: Sequence[str | Path]) -> list[str]:
+    """Names of files whose text is another than that of a run's copy."""
+    copies = {file.name: file for file in files_of(folder)}
+    named = [Path(file).expanduser() for file in files]
+    return [file.name for file in named if file.name in copies and _read(file) != _read(copies[file.name])]
 
 
 def keep_copies(folder: Path, files: Sequence[str | Path]) -> None:

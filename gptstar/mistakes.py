@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
@@ -30,6 +31,11 @@ SYNONYMS = (
     ("lr", "learning_rate"),
     ("prompt", "p"),
 )
+IDEAS_ADD_TO = {  # group: the setting that chooses what a file of ideas has added
+    "model": "model.block={0}, model.position={0}, model.norm={0} or model.activation={0}",
+    "optimizer": "optimizer.name={}",
+    "schedule": "schedule.name={}",
+}
 PACKAGE = ("-p", "--package")  # Hydra's own, which only mean something to those who look at a configuration (--cfg)
 
 
@@ -84,7 +90,12 @@ def one_line(error: Exception, schema: type, presets: Path) -> str:
         wanted = first.removeprefix("In ").partition("Could not find ")[2].strip().strip("'")
         group, _, choice = wanted.partition("/")
         names = [line.strip() for line in options.partition("Config search path")[0].splitlines() if "\t" in line]
-        return f"{group}={choice} is unknown: choose one of {', '.join(names)}" if names else first
+        if not names:
+            return first
+        hint = ""
+        if any(word.startswith("ideas=") for word in sys.argv) and group in IDEAS_ADD_TO:
+            hint = f"; what ideas= adds is chosen with {IDEAS_ADD_TO[group].format(choice)}"
+        return f"{group}={choice} is unknown: choose one of {', '.join(names)}{hint}"
     if isinstance(error, OverrideParseException):
         return f"{error.override!r} is not of the form key=value: {_example(schema, error.override, presets)}"
     if (several := re.match(r"Ambiguous value for argument '([^=]+)=(.*?)'", text)) is not None:

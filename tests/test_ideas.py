@@ -135,6 +135,40 @@ def test_a_file_that_cannot_be_used_is_told(tmp_path, name, content, reason):
     assert not ideas._imported
 
 
+def test_a_mistake_has_the_line_of_the_idea(file):
+    file.write_text(IDEA.replace("self.step * position", "self.step * config.own['stop'] * positions"))
+    ideas.use([file])
+    model = gptstar.GPT(tiny_model(position="later"))
+    with pytest.raises(NameError) as error:
+        model(torch.tensor([[1, 2]]))
+    said = ideas.mistake_in(error.value)
+    assert said.startswith("later.py, line 12, in embed: return x_BTC + 0.01") and "NameError" in said
+    assert "gptstar.check later.py" in said and "\n" not in said
+    assert ideas.mistake_in(ValueError("of somebody else")) is None
+
+
+def test_a_setting_that_was_not_declared_is_told(file):
+    file.write_text(IDEA.replace('config.own["step"]', 'config.own["stop"]'))
+    ideas.use([file])
+    with pytest.raises(KeyError) as error:
+        gptstar.GPT(tiny_model(position="later"))
+    assert "KeyError: 'stop' is none of its settings: give it to add(TABLE, NAME, ...)" in ideas.mistake_in(error.value)
+
+
+def test_versions_are_of_the_text_and_of_what_is_used(file, tmp_path):
+    changing = tmp_path / "changing.py"
+    changing.write_text("import torch\n")
+    ideas.use([file, changing])
+    (run := tmp_path / "run").mkdir()
+    ideas.keep_copies(run, [file, changing])
+    (later,) = (v for v in ideas.versions(run, {"later"}) if v.startswith("later.py@"))
+    assert len(ideas.versions(run, {"later"})) == 2 and len(later) == len("later.py@") + 8
+    assert [v.partition("@")[0] for v in ideas.versions(run, {"alibi"})] == ["changing.py"]
+    assert ideas.changed_since(run, [file, changing]) == []
+    file.write_text(IDEA + "# another\n")
+    assert ideas.changed_since(run, [file, changing]) == ["later.py"]
+
+
 def test_a_missing_file_is_told(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.py cannot be read .*check the path"):
         ideas.use([tmp_path / "nowhere.py"])

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from gptstar.errors import UserError, reason
+from gptstar.ideas import versions
 from gptstar.lab.reading.description import read_study
 from gptstar.lab.reading.metrics import metric_rows
 from gptstar.lab.reading.runs import HeldOut, Run
 from gptstar.lab.reading.series import curves, first_bad_step
-from gptstar.lab.reading.settings import budget, seed_of, size, variant_of
+from gptstar.lab.reading.settings import budget, names_in, seed_of, size, variant_of
 from gptstar.pretrained.native import list_checkpoints, read_run_config, read_tokenizer
 
 
@@ -71,7 +72,10 @@ def _config(run: Path, problems: list[str]) -> dict:
         problems.append("config.yaml is missing" if run.is_dir() else "it has not begun")
         return {}
     try:
-        return read_run_config(run)
+        config = read_run_config(run)
+        if ideas := versions(run, names_in(config)):  # what they say, not where they lay
+            return {**config, "ideas": ", ".join(ideas)}
+        return {**config, "ideas": []} if config.get("ideas") else config
     except UserError as error:
         problems.append(f"config.yaml cannot be read: {reason(error)}")
         return {}

@@ -103,6 +103,15 @@ def variant_of(config: dict, name: str, group: str | None = None) -> str | None:
     return stem if group and dash and stem and seed == str(seed_of(config)) else None
 
 
+def names_in(config: dict) -> set[str]:
+    """What it chooses from the tables that ideas add to."""
+    model = _section(config, "model")
+    layers = model.get("layer_positions")
+    chosen = [model.get(key) for key in ("block", "position", "norm", "activation")]
+    chosen += [_section(config, section).get("name") for section in ("optimizer", "schedule")]
+    return {str(name) for name in [*chosen, *(layers if isinstance(layers, list) else [])]}
+
+
 def window_length(config: dict) -> int | None:
     """Tokens of a window of validation."""
     return _number(_section(config, "trainer").get("eval_length")) or _sequence_length(config)

@@ -22,7 +22,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 from rich.console import Console
 
-from gptstar.configuration import quoted
+from gptstar.configuration import config_folders, quoted
 from gptstar.errors import EXIT_INTERRUPTED
 
 
@@ -85,8 +85,7 @@ class ProcessLauncher(Launcher):
         own = [o for o in overrides if not o.startswith(("run_dir=", "hydra.sweep.subdir="))]
         given = dict(o.split("=", 1) for o in overrides if o.startswith(("run_dir=", "hydra.sweep.subdir=")))
         folder = Path(str(self.config.hydra.sweep.dir)) / given.get("hydra.sweep.subdir", str(number))
-        folders = [a for n, a in enumerate(sys.argv) if "--config-dir" in (a.partition("=")[0], sys.argv[n - 1])]
-        return [sys.executable, sys.argv[0], *folders, *own, f"run_dir={quoted(str(folder))}"]
+        return [sys.executable, sys.argv[0], *config_folders(), *own, f"run_dir={quoted(str(folder))}"]
 
     def _environment(self) -> dict[str, str]:
         if self.jobs == 1:

@@ -25,7 +25,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from gptstar.configuration import made_of
+from gptstar.configuration import config_folders, made_of
 from gptstar.errors import EXIT_INTERRUPTED, UserError
 from gptstar.files import replace_text
 from gptstar.lab.sweeps.space import Between, Choice
@@ -70,7 +70,7 @@ class SearchSweeper(Sweeper):
         space = {key: _domain(override) for key, override in words.items()}
         default, budget = self._default(space, fixed)
         folder = Path(self.master.hydra.sweep.dir).expanduser()
-        command = [sys.executable, sys.argv[0], *fixed]
+        command = [sys.executable, sys.argv[0], *config_folders(), *fixed]
         n = self.numbers
         search = Search(
             *(folder, command, space, default, budget, n["trials"], n["seed"], n["reduction"], n["rungs"]),

@@ -34,10 +34,11 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from rich.console import Console
 
-from gptstar.configuration import made_of, quoted
+from gptstar.configuration import config_folders, forced, made_of, quoted
 from gptstar.environment import door_command
 from gptstar.errors import UserError
 from gptstar.files import replace_text
+from gptstar.ideas import changed_since
 from gptstar.lab.reading.description import STUDY_FILE, read_study
 from gptstar.model.describe import parameter_count
 from gptstar.training.config import TrainConfig
@@ -143,14 +144,14 @@ class StudySweeper(Sweeper):
         told = self._told(arguments)
         if not any(a.startswith("logger.group=") for a in told):
             told.append(f"logger.group={quoted(folder.name)}")
-        chosen = {name: value for name, value in self.variants.items() if not self.only or name in self.only}
+        chosen = [name for name in self.variants if not self.only or name in self.only]
         return [
             Job(
                 name,
                 seed,
                 [
                     *told,
-                    *value["set"],
+                    *self._set(name),
                     f"trainer.seed={seed}",
                     "resume=auto",
                     f"run_dir={quoted(str(folder))}",
@@ -158,8 +159,12 @@ class StudySweeper(Sweeper):
                 ],
             )
             for turn, seed in enumerate(self.seeds)
-            for name, value in (reversed(chosen.items()) if turn % 2 else chosen.items())
+            for name in (reversed(chosen) if turn % 2 else chosen)
         ]
+
+    def _set(self, variant: str) -> list[str]:
+        """What is its own."""
+        return [forced(override) for override in self.variants[variant]["set"]]
 
     def _told(self, arguments: list[str]) -> list[str]:
         """What the command line says for all runs."""
@@ -182,7 +187,7 @@ class StudySweeper(Sweeper):
     def _check_sizes(self, arguments: list[str], jobs: list[Job], configs: dict[str, TrainConfig]) -> None:
         if self.equal_parameters is None:
             return
-        baseline = self._composed(Job(self.baseline, 0, [*self._told(arguments), *self.variants[self.baseline]["set"]]))
+        baseline = self._composed(Job(self.baseline, 0, [*self._told(arguments), *self._set(self.baseline)]))
         wanted = parameter_count(baseline.model)
         for name, size in {job.variant: parameter_count(configs[job.name].model) for job in jobs}.items():
             if abs(size / wanted - 1) > self.equal_parameters:
@@ -197,7 +202,7 @@ class StudySweeper(Sweeper):
         before = read_study(folder)
         runs = {job.name: {"variant": job.variant, "seed": job.seed} for job in jobs}
         told = [o for o in self.own_config.hydra.overrides.hydra if not o.startswith("hydra.mode=")]
-        command = shlex.join(["python", "train.py", "-m", *arguments, *told])
+        command = shlex.join(["python", "train.py", *config_folders(), "-m", *arguments, *told])
         study = {
             "name": folder.name,
             "why": self.why,
@@ -215,7 +220,8 @@ def finished(run: Path, config: TrainConfig) -> bool:
     """Whether a run has taken all its steps. Raises UserError where the folder holds a run with other settings."""
     if not (run / "config.yaml").is_file():
         return False
-    if changed := told_changes(run, config):
+    texts = [f"another text of {name}" for name in changed_since(run, config.ideas)]
+    if changed := told_changes(run, config) + texts:
         raise UserError(
             f"{run} holds a run with other settings ({'; '.join(changed[:5])}): choose another run_dir, or remove it"
         )

@@ -7,7 +7,8 @@ import yaml
 
 from gptstar.errors import UserError
 from gptstar.lab.reading.read import read_run
-from gptstar.lab.reading.runs import HeldOut, Validation
+from gptstar.lab.reading.runs import HeldOut, Run, Validation
+from gptstar.lab.reading.variants import variants
 from gptstar.model.describe import flops_per_token, parameter_count
 from gptstar.training.loop import train
 from lab.run_folders import HELD_OUT, make_config, make_lines, write_run
@@ -197,3 +198,26 @@ def test_a_run_trained_here_and_resumed_with_a_larger_budget(train_config):
         first.parameters,
         first.flops_per_token,
     )
+
+
+def test_an_idea_is_its_text_and_not_its_path(tmp_path):
+    def run(name: str, path: str, text: str, **changes) -> Run:
+        folder = write_run(tmp_path / name, make_config(**changes, ideas=[path], **{"trainer.seed": int(name[-1])}))
+        (folder / "ideas").mkdir()
+        (folder / "ideas" / "warm.py").write_text(text)
+        return read_run(folder)
+
+    text = '@add(ACTIVATIONS, "warm")\ndef warm(x): return x\n'
+    warm = {"model.activation": "warm"}
+    runs = [
+        run("base-0", "warm.py", text),
+        run("one-0", "warm.py", text, **warm),
+        run("one-1", "/elsewhere/warm.py", text, **warm),
+        run("other-0", "warm.py", text + "# edited", **warm),
+    ]
+    grouped = {name: [each.name for each in group] for name, group in variants(runs).items()}
+    base, one, other = grouped.items()
+    assert base == ("tiny", ["base-0"])
+    assert one[1] == ["one-0", "one-1"] and other[1] == ["other-0"]
+    assert one[0].startswith("tiny ideas=warm.py@") and other[0].startswith("tiny ideas=warm.py@")
+    assert all(each.problem is None for each in runs)

@@ -12,9 +12,11 @@ import slurm
 import yaml
 from hydra.core.utils import JobReturn, JobStatus
 
+from gptstar import ideas
 from gptstar.errors import UserError
 from gptstar.lab.sweeps.launcher import ProcessLauncher
 from gptstar.lab.sweeps.sweeper import finished
+from gptstar.model.choices import BLOCKS
 from gptstar.training.loop import train
 from gptstar.training.metrics import read_metrics
 
@@ -111,6 +113,48 @@ def test_a_run_is_finished_after_all_its_steps_and_belongs_to_its_settings(train
     assert not finished(run, train_config)
     train_config.optimizer.lr = 1e-5
     with pytest.raises(UserError, match=r"holds a run with other settings \(optimizer.lr 0.0006 -> 1e-05\)"):
+        finished(run, train_config)
+
+
+IDEA = """
+from gptstar.model.block import SequentialBlock
+from gptstar.model.choices import BLOCKS
+from gptstar.model.own import add
+
+@add(BLOCKS, "mine", power=1.0)
+class Mine(SequentialBlock):
+    pass
+"""
+
+
+@pytest.fixture
+def idea(tmp_path, monkeypatch):
+    monkeypatch.setattr(ideas, "_imported", {})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    (tmp_path / "mine.py").write_text(IDEA)
+    yield tmp_path / "mine.py"
+    BLOCKS.pop("mine", None)
+
+
+def test_variants_may_set_what_an_idea_reads_and_a_folder_of_configurations_is_told(door, launched, idea, tmp_path):
+    (tmp_path / "mine").mkdir()
+    own = "'model.block=mine', 'model.position=learned', 'model.own.power=3'"
+    variants = f"{{plain: {{set: []}}, mine: {{set: [{own}]}}}}"
+    study = [f"++hydra.sweeper.variants={variants}" if "variants=" in word else word for word in STUDY]
+    door("--config-dir", str(tmp_path / "mine"), "-m", *study, f"ideas=[{idea}]", "run_dir=there")
+    assert "++model.own.power=3" in launched[1]
+    (command,) = yaml.safe_load(Path("there/study.yaml").read_text())["commands"]
+    assert command.startswith(f"python train.py --config-dir {tmp_path}/mine -m ")
+
+
+def test_a_run_of_an_idea_is_not_finished_for_another_text_of_it(train_config, idea):
+    ideas.use([idea])
+    train_config.ideas = [str(idea)]
+    run = Path(train_config.run_dir)
+    train(train_config)
+    assert finished(run, train_config)
+    idea.write_text(IDEA + "# better\n")
+    with pytest.raises(UserError, match=r"holds a run with other settings \(another text of mine\.py\)"):
         finished(run, train_config)
 
 
