@@ -116,12 +116,14 @@ def module_of(file: Path) -> str:
 
 def place_of(error: BaseException) -> str | None:
     """The last line of an idea on the way to an error, "FILE.py, line 12, in forward: CODE"; None if there is none."""
-    home = {module.__file__ for name, module in sys.modules.items() if name.startswith(f"{_PACKAGE}.")}
+    home = {module.__file__: module for name, module in sys.modules.items() if name.startswith(f"{_PACKAGE}.")}
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in home]
-    if not frames:
-        return None
-    last = frames[-1]
-    return f"{Path(last.filename).name}, line {last.lineno}, in {last.name}: {last.line}"
+    if frames:
+        last = frames[-1]
+        return f"{Path(last.filename).name}, line {last.lineno}, in {last.name}: {last.line}"
+    called = re.match(r"(\w+)[\w.]*\(\) ", str(error)) if isinstance(error, TypeError) else None  # with other arguments
+    files = [file for file, module in home.items() if called is not None and called[1] in vars(module)]
+    return Path(str(files[0])).name if files else None
 
 
 def mistake_in(error: Exception) -> str | None:

@@ -145,6 +145,9 @@ def test_a_mistake_has_the_line_of_the_idea(file):
     assert said.startswith("later.py, line 12, in embed: return x_BTC + 0.01") and "NameError" in said
     assert "gptstar.check later.py" in said and "\n" not in said
     assert ideas.mistake_in(ValueError("of somebody else")) is None
+    with pytest.raises(TypeError) as error:
+        SCHEMES["later"]()
+    assert ideas.mistake_in(error.value).startswith("later.py: TypeError: Later.__init__() missing 1 required")
 
 
 def test_a_setting_that_was_not_declared_is_told(file):

@@ -52,7 +52,12 @@ def run(folder: Path, command: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize(
     ("section", "name", "n_command"),
-    [("A position encoding", "kerple", 4), ("A block", "token_shift", 4), ("An optimizer", "signum", 4)],
+    [
+        ("A position encoding", "kerple", 4),
+        ("A block", "token_shift", 4),
+        ("Attention", "sharpness", 1),
+        ("An optimizer", "signum", 4),
+    ],
 )
 @pytest.mark.timeout(900)
 def test_every_command_of_the_page_does_what_it_says(folder, section, name, n_command):
@@ -70,7 +75,7 @@ def test_every_command_of_the_page_does_what_it_says(folder, section, name, n_co
 
 def test_the_page_counts_its_lines():
     counts = {name: int(n) for name, n in re.findall(r"\| `(\w+\.py)` \| (\d+) \|", PAGE)}
-    assert counts == {name: len(text.splitlines()) for name, text in FILES.items()} and len(counts) == 3
+    assert counts == {name: len(text.splitlines()) for name, text in FILES.items()} and len(counts) == 4
 
 
 def test_the_page_is_right_about_the_line_that_padding_needs(folder):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -266,7 +267,9 @@ def rounds(config: ModelConfig) -> Iterator[tuple[str, str]]:
 def wrong(question: Callable[[], None]) -> str:
     """What is wrong, or ""."""
     try:
-        question()
+        with warnings.catch_warnings():  # of torch, on the way to what is said here
+            warnings.simplefilter("ignore")
+            question()
     except AssertionError as error:
         return str(error).strip() or "it failed without a word"
     except Exception as error:  # of a stranger's code: anything can be
@@ -276,8 +279,8 @@ def wrong(question: Callable[[], None]) -> str:
 
 def _told(error: Exception) -> str:
     """With the line of the idea where there is one."""
-    place = place_of(error)
-    return (f"{place}: " if place else "") + f"{type(error).__name__}: {str(error).strip()}"
+    place, said = place_of(error), " ".join(str(error).partition("\n\n")[0].split())  # the rest is torch's advice
+    return (f"{place}: " if place else "") + f"{type(error).__name__}: {said}"
 
 
 class _Step:

@@ -15,7 +15,8 @@ SHARE = 1e-3  # of what a changed token does to its own logits: rounding is far 
 
 @torch.no_grad()
 def refuse_foresight(model: GPT) -> None:
-    """Raises UserError where a changed token changes an earlier logit of a model with ideas of one's own.
+    """Raises UserError where a changed token changes an earlier logit of a model with ideas of one's own, or where it
+    cannot read tokens.
 
     Such a model trains to a wonderful loss that means nothing.
     """
@@ -28,6 +29,8 @@ def refuse_foresight(model: GPT) -> None:
     training = model.training
     try:
         one, other = (_logits(model.eval(), row[None]) for row in tokens)
+    except ValueError as error:  # of `GPT`: a block that makes something else than it should
+        raise UserError(str(error)) from error
     finally:
         model.train(training)
     difference = (one - other).abs().amax(-1)[0]
