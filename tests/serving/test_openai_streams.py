@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
+from collections.abc import Callable
 
 import httpx
 import openai
@@ -24,10 +26,22 @@ def server():
         yield server
 
 
-def held(server) -> threading.Event:
-    """The engine waits before each round until the event is set."""
-    step, go = server.engine.step, threading.Event()
-    server.engine.step = lambda: (go.wait(30), step())[1]
+def after(rounds: int, server, other: Callable[[], object]) -> None:
+    """Something happens before each round of the engine but so many: begun before a request, whatever is the faster."""
+    step, n_round = server.engine.step, itertools.count()
+
+    def next_step():
+        if next(n_round) >= rounds:
+            other()
+        return step()
+
+    server.engine.step = next_step
+
+
+def held(server, rounds: int = 0) -> threading.Event:
+    """The engine waits, after so many rounds, until the event is set."""
+    go = threading.Event()
+    after(rounds, server, lambda: go.wait(30))
     return go
 
 
@@ -125,10 +139,9 @@ def test_a_scored_prompt_comes_first_in_its_stream(server):
 def test_who_leaves_ends_the_request(n):
     with live() as server:
         body = {"prompt": ["the", "on"], "n": n, "max_tokens": 100, "stream": True, "logit_bias": EVER_ON}
-        rounds = server.engine.rounds
+        rounds, go = server.engine.rounds, held(server, 9)  # nothing ends by itself
         with httpx.stream("POST", f"{server.url}/v1/completions", json=body, trust_env=False, timeout=30) as answer:
             next(answer.iter_lines())
-            go = held(server)  # nothing ends by itself
         end = server.models.default.worker
         for _ in range(2000):
             if not end.pending:
@@ -158,20 +171,20 @@ def test_who_leaves_before_it_begins_ends_the_request(stream):
 
 def test_what_goes_wrong_within_a_stream_is_its_last_event():
     with live() as server, server.client() as client:
+        after(9, server, lambda: 1 / 0)
         stream = client.completions.create(model=NAME, prompt="the", max_tokens=100, stream=True, logit_bias=EVER_ON)
         next(stream)
-        server.engine.step = lambda: 1 / 0
         with pytest.raises(openai.APIError, match="decoding has failed"):
             list(stream)
 
 
 def test_a_stream_ends_with_an_error_when_its_time_is_over():
     with live(request_timeout=1.0) as server:
+        go = held(server, 9)
         body = {"prompt": "the", "max_tokens": 100, "stream": True, "logit_bias": EVER_ON}
         with httpx.stream("POST", f"{server.url}/v1/completions", json=body, trust_env=False, timeout=30) as answer:
             lines = answer.iter_lines()
             first = next(lines)
-            go = held(server)
             lines = [line for line in lines if line]
         go.set()
         assert json.loads(first.removeprefix("data: "))["choices"]
@@ -181,9 +194,9 @@ def test_a_stream_ends_with_an_error_when_its_time_is_over():
 
 def test_a_server_that_ends_says_so_in_its_streams():
     with live() as server, server.client() as client:
+        go = held(server, 9)
         stream = client.completions.create(model=NAME, prompt="the", max_tokens=100, stream=True, logit_bias=EVER_ON)
         next(stream)
-        go = held(server)
         worker = server.models.default.worker
         worker._loop.call_soon_threadsafe(worker._fail, Closed("the server is shutting down"))
         with pytest.raises(openai.APIError, match="shutting down"):

@@ -288,7 +288,10 @@ def test_a_fault_of_ours_is_told_without_details(models, monkeypatch, caplog):
 
     monkeypatch.setattr("gptstar.serving.openai.writing.token_bytes", broken)
     with site(of(models[:1])) as here:
-        answer = httpx.post(here.ready().url + "api/stream", json=ASKED)
+        here.ready().hold()
+        here.allow(3)  # it has not ended by itself
+        answer = httpx.post(here.url + "api/stream", json=ASKED)
+        here.allow()
         last = json.loads(answer.text.strip().splitlines()[-1].removeprefix("data: "))
         assert (last["type"], last["status"]) == ("error", 500)
         assert "secret" not in answer.text and "secret" in caplog.text

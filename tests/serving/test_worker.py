@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 
 import pytest
@@ -39,12 +40,12 @@ def with_worker(model, tokenizer):
     return run
 
 
-def held(worker) -> threading.Event:
-    """The engine's rounds wait until it is set."""
-    event, step = threading.Event(), worker.engine.step
+def held(worker, rounds: int = 0) -> threading.Event:
+    """The engine's rounds, after the first few, wait until it is set."""
+    event, step, n_round = threading.Event(), worker.engine.step, itertools.count()
 
     def wait():
-        assert event.wait(60)
+        assert next(n_round) < rounds or event.wait(60)
         return step()
 
     worker.engine.step = wait
@@ -108,11 +109,13 @@ def test_leaving_frees_rows_and_disturbs_nobody(with_worker):
     async def work(worker):
         ends = []
         worker.finished = lambda job, how: ends.append((job, how))
+        gate = held(worker, 9)  # neither ends by itself before one has left
         stays, leaves = start(worker, max_new_tokens=30), start(worker, max_new_tokens=100)
         async for _ in leaves:
             break
         leaves.cancel()
         leaves.cancel()  # is no error
+        gate.set()
         (whole,) = await stays.all()
         (alone,) = await start(worker, max_new_tokens=30).all()
         assert whole.tokens == alone.tokens
@@ -199,16 +202,23 @@ def test_closing_tells_whoever_is_left(with_worker):
 def test_load_tells_of_rows_and_tokens(with_worker):
     async def work(worker):
         assert worker.load.running == 0 and worker.load.rows == 2 and worker.load.capacity == 2 * 128
+        go_on, there = held(worker), threading.Event()
+        step = worker.engine.step
+
+        def to_two():
+            if len(worker.engine.writing) == 2:
+                there.set()
+                go_on.clear()
+            return step()
+
+        worker.engine.step = to_two
         jobs = [start(worker, max_new_tokens=100) for _ in range(3)]
-        async for _ in jobs[0]:
-            break
-        for _ in range(500):  # the second one comes in while the first already writes
-            if worker.load.running == 2:
-                break
-            await asyncio.sleep(0.01)
+        go_on.set()  # not before all three are in
+        assert await asyncio.to_thread(there.wait, 60)
         load = worker.load
         assert load.running == 2 and load.waiting == 1 and 0 < load.tokens <= load.capacity
         for job in jobs:
             job.cancel()
+        go_on.set()
 
     with_worker(work, max_rows=2)
