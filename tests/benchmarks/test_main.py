@@ -1,6 +1,7 @@
 """The run of all benchmarks, on stand-in scripts, and the table."""
 
 import json
+import re
 from pathlib import Path
 from runpy import run_path
 
@@ -16,7 +17,7 @@ import json, sys
 from pathlib import Path
 assert sys.argv[1] == "--rounds" and sys.argv[3] == "--json"
 Path(sys.argv[4]).write_text(json.dumps({"model": "gpt303", "results": [
-    {"how": "pieces", "context": 8192, "peak_gib": 3 + int(sys.argv[2])}]}))
+    {"how": "pieces", "context": 8192, "peak_gib": 3 + int(sys.argv[2])}], "command": " ".join(sys.argv)}))
 """
 
 
@@ -54,6 +55,7 @@ def test_what_ran_earlier_stays_in_the_table(scripts):
     assert main(["--output", str(output), "--only", "context_memory"], both, scripts) == 0
     entries = json.loads((output / "bench_cpu.json").read_text())
     assert list(entries) == ["broken", "context_memory"] and entries["broken"]["found"] is None
+    assert entries["context_memory"]["found"]["command"] == "benchmarks/context_memory.py --rounds 7"
     assert "NO: 125% of it" in (output / "bench_cpu.md").read_text()  # a missed target is no failure
 
 
@@ -85,3 +87,7 @@ def test_rows_are_read_from_what_scripts_write():
     entries = json.loads((RESULTS / "bench_cpu.json").read_text())
     assert set(entries) <= {each.name for each in MODULE["BENCHMARKS"]} and entries
     assert (RESULTS / "bench_cpu.md").read_text() == MODULE["page"](entries)
+
+
+def test_what_is_kept_names_no_folder_of_the_machine_that_measured():
+    assert not re.findall(r"/(?:tmp|home|root|Users)/\S+", (RESULTS / "bench_cpu.json").read_text())
