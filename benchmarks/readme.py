@@ -37,11 +37,9 @@ def measured(entries: Mapping[str, Mapping[str, Any]]) -> str:
     for name, entry in entries.items():
         if entry["found"] is None:
             continue
-        rows = [row for row in rows_of(name, entry["found"]) if row.target or name in WITHOUT_TARGET]
-        if name == "walk":  # its seconds stand in the first table
-            sources.append(entry)
-            continue
-        if rows:
+        walk = name == "walk"  # its seconds stand in the first table
+        rows = [] if walk else [r for r in rows_of(name, entry["found"]) if r.target or name in WITHOUT_TARGET]
+        if rows or walk:
             sources.append(entry)
         for row in rows:
             what, here, peer, limit, ratio, target, met, *_ = row.cells("")

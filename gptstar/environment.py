@@ -87,10 +87,10 @@ def commit() -> str | None:
     """
     root = Path(__file__).resolve().parents[1]
     try:
-        top = _git(root, "rev-parse", "--show-toplevel").stdout.strip()
+        found = _git(root, "rev-parse", "--show-toplevel", "--short=12", "HEAD").stdout
+        top, _, revision = found.strip().rpartition("\n")
         if Path(top).resolve() != root:
             return None
-        revision = _git(root, "rev-parse", "--short=12", "HEAD").stdout.strip()
         changes = _git(root, "diff", "--quiet", "HEAD", "--", ".", *(f":!{path}" for path in WHAT_DOES_NOT_RUN), most=1)
     except (OSError, subprocess.SubprocessError):
         return None

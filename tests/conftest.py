@@ -23,13 +23,14 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from ranks import Ranks
 
-from gptstar import garbage
+from gptstar import garbage, ideas
 from gptstar.configuration import run_door
 from gptstar.data.config import DataConfig
 from gptstar.data.tokenizer import TokenizerConfig
 from gptstar.lab.sweeps.plugins import PLUGINS
 from gptstar.training.config import TrainConfig, TrainerConfig
 from gptstar.training.loop import train
+from gptstar.training.tables import TABLES
 from support import tiny_model, write_corpus
 
 # The same examples every time, however slow the machine.
@@ -64,6 +65,18 @@ def door(monkeypatch, tmp_path):
 
     yield call
     GlobalHydra.instance().clear()
+
+
+@pytest.fixture
+def no_ideas(monkeypatch, tmp_path):
+    """As in a process of its own, on a machine where nobody has named an idea."""
+    monkeypatch.setattr(ideas, "_imported", {})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    before = {key: dict(table) for key, table in TABLES.items()}
+    yield
+    for key, table in TABLES.items():
+        table.clear()
+        table.update(before[key])
 
 
 @pytest.fixture

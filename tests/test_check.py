@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gptstar import check, ideas
-from gptstar.check import TABLES, main
+from gptstar import check
+from gptstar.check import main
 
 HEAD = """
 import torch
@@ -40,15 +40,8 @@ def mine(config, step, total):
 
 
 @pytest.fixture(autouse=True)
-def fresh(monkeypatch, tmp_path):
-    monkeypatch.setattr(ideas, "_imported", {})
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+def one_base(monkeypatch, no_ideas):
     monkeypatch.setattr(check, "BASES", ("star_3m",))
-    before = {key: dict(table) for key, table in TABLES.items()}
-    yield
-    for key, table in TABLES.items():
-        table.clear()
-        table.update(before[key])
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from gptstar.report import ReportConfig
 from gptstar.training import loop
 from gptstar.training.config import TrainConfig
 from gptstar.training.loop import train
+from gptstar.training.schedules import SCHEDULES
 
 
 def composed(door, *arguments) -> list[TrainConfig]:
@@ -137,6 +138,39 @@ def test_a_misspelt_key_in_a_yaml_file_is_named(door, capsys, tmp_path):
         door("--config-dir", str(tmp_path / "mine"), "trainer=long")
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "trainer.max_stepz is not a setting: did you mean trainer.max_steps?" in error
+
+
+IDEA = """
+from gptstar.model.own import add
+from gptstar.training.schedules import SCHEDULES
+
+@add(SCHEDULES, "mine")
+def mine(config, step, total):
+    return nothing
+"""
+
+
+def test_a_mistake_in_an_idea_is_one_line_of_its_own(door, no_ideas, capsys, tmp_path):
+    (tmp_path / "mine.py").write_text(IDEA)
+
+    def main(config):
+        SCHEDULES[config.schedule.name](config.schedule, 0, 1)
+
+    with pytest.raises(SystemExit) as exit_:
+        door("ideas=mine.py", "schedule.name=mine", main=main)
+    said = capsys.readouterr().err
+    assert exit_.value.code == 2 and said.count("\n") == 1
+    assert said.startswith("error: mine.py, line 7, in mine: return nothing: NameError: name 'nothing' is not defined")
+
+
+def test_what_an_idea_adds_is_no_file_of_its_group(door, capsys):
+    for key, words in (("schedule", "schedule.name=mine"), ("model", "model.block=mine, model.position=mine")):
+        with pytest.raises(SystemExit):
+            door("ideas=mine.py", f"{key}=mine")
+        assert f"; what ideas= adds is chosen with {words}" in capsys.readouterr().err
+        with pytest.raises(SystemExit):
+            door(f"{key}=mine")
+        assert "ideas" not in capsys.readouterr().err
 
 
 def test_the_mixture_of_the_page_can_be_made(door, tmp_path):

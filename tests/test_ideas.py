@@ -19,6 +19,7 @@ from gptstar.model.positions import SCHEMES, NoPosition
 from gptstar.pretrained.native import read_config, save_weights
 from support import tiny_model, tiny_tokenizer
 
+pytestmark = pytest.mark.usefixtures("no_ideas")
 IDEA = """
 from gptstar.model.own import add
 from gptstar.model.positions import SCHEMES, NoPosition
@@ -32,17 +33,6 @@ class Later(NoPosition):
     def embed(self, x_BTC, position):
         return x_BTC + 0.01 * self.step * position[..., None]
 """
-
-
-@pytest.fixture(autouse=True)
-def nothing_imported(monkeypatch, tmp_path):
-    """As in a process of its own, on a machine where nobody has named anything."""
-    monkeypatch.setattr(ideas, "_imported", {})
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    before = dict(SCHEMES)
-    yield
-    SCHEMES.clear()
-    SCHEMES.update(before)
 
 
 @pytest.fixture

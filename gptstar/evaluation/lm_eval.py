@@ -16,6 +16,7 @@ from lm_eval.api.registry import model_registry
 
 from gptstar.errors import EXIT_BAD_INPUT, UserError, complain, say_interrupted
 from gptstar.hub import offline_without_network, why_not
+from gptstar.pipes import outliving_readers
 
 if "gptstar" not in model_registry:
     model_registry.register("gptstar", target="gptstar.evaluation.harness:GPTStarLM")  # imported when it is asked for
@@ -25,12 +26,11 @@ def main() -> int:
     """The harness's command line; the exit status."""
     offline_without_network()
     try:
-        cli_evaluate()
+        with outliving_readers():
+            cli_evaluate()
     except UserError as error:
         complain(error)
         return EXIT_BAD_INPUT
-    except BrokenPipeError:  # whoever read what it prints has left: nothing of the hub's
-        raise
     except ConnectionError as error:  # the hub's OfflineModeIsEnabled is one too
         complain(
             f"the data of a task could not be had from the hub ({why_not(error)}): "

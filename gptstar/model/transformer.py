@@ -72,8 +72,10 @@ class GPT(nn.Module):
     def _exact_weight(self) -> Tensor:
         """One that is not quantised: of the last norm, where that has any."""
         weight = getattr(self.norm, "weight", None)
+        if isinstance(weight, Tensor):
+            return weight
         every = chain(self.norm.parameters(), self.parameters(), self.buffers())
-        return weight if isinstance(weight, Tensor) else next(each for each in every if each.is_floating_point())
+        return next(each for each in every if each.is_floating_point())
 
     @property
     def longest(self) -> int | None:

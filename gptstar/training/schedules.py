@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any
 
 from gptstar.errors import UserError
@@ -98,9 +99,9 @@ def learning_rate_factor(config: ScheduleConfig, step: int, total: int) -> float
     if config.warmup_steps and step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     factor = SCHEDULES[config.name](config, step, total)
-    if not isinstance(factor, int | float) or not 0 <= factor <= 1:
+    if not isinstance(factor, Real) or not 0 <= factor <= 1:
         raise UserError(
             f"schedule.name={config.name} gives {factor} at step {step} of {total}: a factor of optimizer.lr lies "
             "between 0 and 1"
         )
-    return factor
+    return float(factor)

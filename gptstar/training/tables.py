@@ -19,15 +19,13 @@ def unused_ideas(config: TrainConfig) -> Iterator[str]:
     """A remark for each file that `ideas` names and of which the run uses nothing; one that adds no name may change
     something else.
     """
-    used = {id(thing) for thing in choices.chosen(config.model)}
-    used |= {id(OPTIMIZERS[config.optimizer.name]), id(SCHEDULES[config.schedule.name])}
+    used = [*choices.chosen(config.model), OPTIMIZERS[config.optimizer.name], SCHEDULES[config.schedule.name]]
     for file in config.ideas:
         module = module_of(Path(file))
-        added = {
-            f"{key}={name}": thing
-            for key, table in TABLES.items()
-            for name, thing in table.items()
-            if getattr(thing, "__module__", "") == module
-        }
-        if added and not used & {id(thing) for thing in added.values()}:
+        added = [f"{key}={name}" for key, table in TABLES.items() for name in table if _home(table[name]) == module]
+        if added and module not in map(_home, used):
             yield f"{Path(file).name} adds {', '.join(added)}, and this run uses none of it"
+
+
+def _home(thing: object) -> str | None:
+    return getattr(thing, "__module__", None)

@@ -10,12 +10,12 @@ from gptstar import ideas
 from gptstar.errors import UserError
 from gptstar.evaluation.held_out import loss_within_documents
 from gptstar.model.causality import refuse_foresight
-from gptstar.model.choices import TABLES
 from gptstar.offload.load import alike
 from gptstar.pretrained.native import save_weights
 from gptstar.quantization.quantize import quantize
 from support import tiny_model, tiny_tokenizer
 
+pytestmark = pytest.mark.usefixtures("no_ideas")
 TOKENS = torch.arange(8)[None]
 HEAD = """
 import torch
@@ -57,17 +57,6 @@ class Mine(SequentialBlock):
         return {}
 """
 RIGHT = "super().forward(x_BTC, sight, cache) * self.wave"
-
-
-@pytest.fixture(autouse=True)
-def nothing_imported(monkeypatch, tmp_path):
-    monkeypatch.setattr(ideas, "_imported", {})
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    before = {key: dict(table) for key, table in TABLES.items()}
-    yield
-    for key, table in TABLES.items():
-        table.clear()
-        table.update(before[key])
 
 
 @pytest.fixture

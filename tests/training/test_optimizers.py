@@ -190,3 +190,9 @@ def test_a_missing_package_is_named(monkeypatch):
 def test_impossible_settings_are_refused(changes, words):
     with pytest.raises(ValueError, match=words):
         OptimizerConfig(**changes)
+
+
+def test_what_is_no_optimizer_is_refused(monkeypatch):
+    monkeypatch.setitem(OPTIMIZERS, "mine", lambda model, config: None)
+    with pytest.raises(UserError, match=r"optimizer\.name=mine makes a NoneType: return a torch\.optim\.Optimizer"):
+        build_optimizer(torch.nn.Linear(2, 2), OptimizerConfig(name="mine"))

@@ -1,10 +1,12 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gptstar.errors import UserError
 from gptstar.training.schedules import SCHEDULES, ScheduleConfig, learning_rate_factor
 
 
@@ -66,3 +68,16 @@ def test_impossible_settings_are_refused(changes):
     key, value = next(iter(changes.items()))
     with pytest.raises(ValueError, match=rf"schedule.{key}={value!r}"):
         ScheduleConfig(**changes)
+
+
+@pytest.mark.parametrize("factor", [-0.1, 1.5, float("nan"), None, "half"])
+def test_what_is_no_factor_is_refused(monkeypatch, factor):
+    monkeypatch.setitem(SCHEDULES, "mine", lambda config, step, total: factor)
+    with pytest.raises(UserError, match=r"schedule\.name=mine gives .* at step 3 of 9: .* between 0 and 1"):
+        learning_rate_factor(ScheduleConfig(name="mine"), 3, 9)
+
+
+def test_a_factor_of_numpy_is_one(monkeypatch):
+    monkeypatch.setitem(SCHEDULES, "mine", lambda config, step, total: np.float32(0.5))
+    factor = learning_rate_factor(ScheduleConfig(name="mine"), 3, 9)
+    assert (factor, type(factor)) == (0.5, float)

@@ -16,7 +16,6 @@ from gptstar import ideas
 from gptstar.errors import UserError
 from gptstar.lab.sweeps.launcher import ProcessLauncher
 from gptstar.lab.sweeps.sweeper import finished
-from gptstar.model.choices import BLOCKS
 from gptstar.training.loop import train
 from gptstar.training.metrics import read_metrics
 
@@ -128,12 +127,9 @@ class Mine(SequentialBlock):
 
 
 @pytest.fixture
-def idea(tmp_path, monkeypatch):
-    monkeypatch.setattr(ideas, "_imported", {})
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+def idea(no_ideas, tmp_path):
     (tmp_path / "mine.py").write_text(IDEA)
-    yield tmp_path / "mine.py"
-    BLOCKS.pop("mine", None)
+    return tmp_path / "mine.py"
 
 
 def test_variants_may_set_what_an_idea_reads_and_a_folder_of_configurations_is_told(door, launched, idea, tmp_path):
